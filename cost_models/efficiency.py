@@ -1,0 +1,72 @@
+"""The fraction of its peak that a device reaches, for each kind of work, and where the figure is from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from cost_models.work import WORK_KINDS
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """Reachable fraction of the peak of one kind of work.
+
+    Args:
+        compute: fraction of the peak FLOP/s, in (0, 1].
+        memory: fraction of the peak bytes/s, in (0, 1].
+        source: where the two numbers are from.
+
+    Raises:
+        ValueError: a fraction outside (0, 1], or no source.
+    """
+
+    compute: float
+    memory: float
+    source: str
+
+    def __post_init__(self) -> None:
+        for field in ("compute", "memory"):
+            fraction = getattr(self, field)
+            if not 0 < fraction <= 1:
+                raise ValueError(f"Efficiency.{field} must lie in (0, 1]: got {fraction!r}.")
+        if not self.source.strip():
+            raise ValueError("Efficiency.source is empty: got ''. Say where the two fractions are from.")
+
+
+# Large bfloat16 products through cuBLAS: 271 of 312 TFLOP/s on an A100, about 790 of 989 on H100 and H200.
+_GEMM = "S. Bekman, Machine Learning Engineering, 2024, maximum achievable matmul FLOPS: A100 0.87, H100 0.80"
+# Global memory of a V100: 750 of 900 GB/s.
+_HBM = "Jia et al., 2018, Dissecting the NVIDIA Volta GPU Architecture via Microbenchmarking: 0.83 of the peak"
+# A peak counts a fused multiply-add as two; an add or a multiply alone is half of one.
+_VECTOR = "compute: one operation in the place of a fused multiply-add; memory: "
+
+_XEON = "measured with PyTorch 2.13 on one core of a 2.7 GHz Xeon with AVX-512, DDR taken as 25.6 GB/s: "
+
+DEFAULT_EFFICIENCY: Final[Mapping[str, Mapping[str, Efficiency]]] = {
+    "gpu": {
+        "matmul": Efficiency(0.8, 0.83, f"{_GEMM}; memory: {_HBM}"),
+        "convolution": Efficiency(
+            0.8, 0.83, f"an implicit matrix product (Chetlur et al., 2014, cuDNN), so as matmul: {_GEMM}"
+        ),
+        "attention": Efficiency(
+            0.5, 0.83, "Dao, 2023, FlashAttention-2: 0.50 to 0.73 on A100, the lower end for the backward pass"
+        ),
+        "reduction": Efficiency(0.5, 0.83, _VECTOR + _HBM),
+        "elementwise": Efficiency(0.5, 0.83, _VECTOR + _HBM),
+        "gather": Efficiency(0.5, 0.83, _VECTOR + "rows of whole 32-byte sectors stream; " + _HBM),
+        "copy": Efficiency(0.5, 0.83, _VECTOR + _HBM),
+        "random": Efficiency(0.5, 0.83, _VECTOR + "a counter-based generator streams its output; " + _HBM),
+    },
+    "cpu": {
+        "matmul": Efficiency(0.95, 0.75, _XEON + "float32, n = 1024, 2048, 4096: 1.05, 0.85, 0.97 of nominal"),
+        "convolution": Efficiency(0.75, 0.75, _XEON + "3 x 3, 64, 128, 256 channels: 0.64, 0.88, 0.75"),
+        "attention": Efficiency(0.55, 0.75, _XEON + "float32, 512 tokens, 64 per head: 0.55"),
+        "reduction": Efficiency(0.5, 0.4, _XEON + "sum 0.46, layer norm 0.33 to 0.36, softmax 0.42 to 0.53"),
+        "elementwise": Efficiency(0.5, 0.75, _XEON + "ReLU of 256 MiB 0.50, of 16 MiB (in cache) 1.05"),
+        "gather": Efficiency(0.5, 0.44, _XEON + "2 KiB rows of a 100 MB table: 0.44"),
+        "copy": Efficiency(0.5, 0.75, _XEON + "256 MiB 0.58, 16 MiB (in cache) 1.07"),
+        "random": Efficiency(0.5, 0.03, _XEON + "dropout and normal numbers: 0.025 to 0.033"),
+    },
+}
+
+assert all(set(table) == set(WORK_KINDS) - {"view"} for table in DEFAULT_EFFICIENCY.values())
