@@ -1,0 +1,128 @@
+"""Optimizers by name: this project's own and torch's."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from orchestrator.optim.lamb import LAMB
+from orchestrator.optim.lars import LARS
+from orchestrator.optim.lookahead import Lookahead, slow_weights
+from orchestrator.optim.param_groups import Predicate, parameter_groups
+from orchestrator.optim.per_tensor import Params
+from orchestrator.optim.ranger import Ranger
+from orchestrator.optim.ranger_lars import RangerLARS
+
+__all__ = [
+    "LAMB",
+    "LARS",
+    "Lookahead",
+    "Predicate",
+    "Ranger",
+    "RangerLARS",
+    "accepted_hyperparameters",
+    "build_optimizer",
+    "optimizer_class",
+    "optimizer_names",
+    "parameter_groups",
+    "slow_weights",
+]
+
+_OWN: Mapping[str, type[torch.optim.Optimizer]] = {
+    "lamb": LAMB,
+    "lars": LARS,
+    "ranger": Ranger,
+    "ranger_lars": RangerLARS,
+}
+
+
+def _snake_case(class_name: str) -> str:
+    # A new word begins at a capital between small letters: SparseAdam -> sparse_adam, but RAdam -> radam.
+    return re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", "_", class_name).lower()
+
+
+def _classes() -> dict[str, type[torch.optim.Optimizer]]:
+    public = {name: getattr(torch.optim, name) for name in torch.optim.__all__}
+    from_torch = {
+        _snake_case(name): value
+        for name, value in public.items()
+        if inspect.isclass(value)
+        and issubclass(value, torch.optim.Optimizer)
+        and value is not torch.optim.Optimizer
+    }
+    return {**from_torch, **_OWN}
+
+
+def optimizer_names() -> list[str]:
+    """All names that `build_optimizer` knows, sorted."""
+    return sorted(_classes())
+
+
+def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+    """The class behind a name.
+
+    Args:
+        name: "lars", "lamb", "ranger", "ranger_lars", or a class of torch.optim in snake case ("adamw",
+            "sgd").
+
+    Raises:
+        ValueError: unknown name; the message lists the known ones.
+    """
+    classes = _classes()
+    if name not in classes:
+        raise ValueError(f"unknown optimizer {name!r}; known: {', '.join(sorted(classes))}")
+    return classes[name]
+
+
+def accepted_hyperparameters(name: str) -> list[str]:
+    """Names of the hyper-parameters that an optimizer takes, in the order of its signature.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    return list(inspect.signature(optimizer_class(name)).parameters)[1:]
+
+
+def build_optimizer(
+    name: str,
+    params_or_module: nn.Module | Params,
+    *,
+    exclude: Predicate | None = None,
+    **hyperparameters: Any,
+) -> torch.optim.Optimizer:
+    """Make an optimizer by name.
+
+    From a module it makes the groups of `parameter_groups`: no weight decay, and no layer adaptation, for
+    biases and normalization. Optimizers without a weight decay get one group.
+
+    Args:
+        name: see `optimizer_class`.
+        params_or_module: a module, or what a torch optimizer takes: tensors or groups, used as they are.
+        exclude: excludes more parameters of a module; see `parameter_groups`.
+        **hyperparameters: of the optimizer; what is absent takes the optimizer's default.
+
+    Raises:
+        ValueError: unknown name or hyper-parameter (the message lists the accepted ones), a value out of its
+            range, or `exclude` without a module.
+    """
+    optimizer = optimizer_class(name)
+    accepted = accepted_hyperparameters(name)
+    unknown = [key for key in hyperparameters if key not in accepted]
+    if unknown:
+        raise ValueError(
+            f"{name} has no hyper-parameter {', '.join(map(repr, unknown))}; it accepts {', '.join(accepted)}"
+        )
+    if isinstance(params_or_module, nn.Module):
+        if "weight_decay" not in accepted:
+            return optimizer(params_or_module.parameters(), **hyperparameters)
+        adapts = "layer_adaptation" in accepted
+        groups = parameter_groups(params_or_module, exclude=exclude, layer_adaptation=adapts)
+        return optimizer(groups, **hyperparameters)
+    if exclude is not None:
+        raise ValueError("exclude needs a module, whose parameters have names; got bare parameters")
+    return optimizer(params_or_module, **hyperparameters)

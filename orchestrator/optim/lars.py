@@ -1,0 +1,111 @@
+"""LARS: momentum SGD whose rate of each layer is set by the ratio of its weight norm to its gradient norm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from orchestrator.optim.per_tensor import AbstractPerTensorOptimizer, Params, check_number
+from orchestrator.optim.trust_ratio import layer_norm
+
+
+class LARS(AbstractPerTensorOptimizer):
+    """Layer-wise adaptive rate scaling.
+
+        l = eta ||w|| / (||g|| + lambda ||w||)      1 where ||w|| or ||g|| is 0, or layer_adaptation is off
+        v <- mu v + lr l (g + lambda w)                 w <- w - v
+
+    With lr_in_momentum=False the rate multiplies the velocity when it is applied, as in torch's SGD; the two
+    differ only when lr changes between steps:
+
+        v <- mu v + l (g + lambda w)                    w <- w - lr v
+
+    With nesterov the weights move by mu v + (the velocity's new term) instead of v. State: one tensor, none
+    with momentum 0. A step makes no temporary tensor of the size of a weight.
+
+    Args:
+        params: tensors or groups; each group may set its own hyper-parameters.
+        lr: global rate.
+        momentum: mu.
+        weight_decay: lambda.
+        trust_coefficient: eta.
+        nesterov: look ahead along the velocity; needs a momentum.
+        lr_in_momentum: True as in the paper, False as in torch's SGD.
+        layer_adaptation: False for biases and normalization gains (see `param_groups`): l = 1.
+        maximize: ascend.
+
+    Raises:
+        ValueError: a hyper-parameter out of its range.
+
+    Reference: You, Gitman and Ginsburg, 2017, arXiv 1708.03888, algorithm 1.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-1,
+        *,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust_coefficient: float = 1e-3,
+        nesterov: bool = False,
+        lr_in_momentum: bool = True,
+        layer_adaptation: bool = True,
+        maximize: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "trust_coefficient": trust_coefficient,
+            "nesterov": nesterov,
+            "lr_in_momentum": lr_in_momentum,
+            "layer_adaptation": layer_adaptation,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults)
+
+    def check_group(self, group: dict[str, Any]) -> None:
+        """Raise ValueError if a hyper-parameter of `group` is out of its range."""
+        check_number("lr", group["lr"], low=0.0)
+        check_number("momentum", group["momentum"], low=0.0, high=1.0)
+        check_number("weight_decay", group["weight_decay"], low=0.0)
+        check_number("trust_coefficient", group["trust_coefficient"], low=0.0)
+        if group["nesterov"] and group["momentum"] == 0:
+            raise ValueError("nesterov needs a momentum in (0, 1), got 0")
+
+    def update_tensor(
+        self, weight: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]
+    ) -> None:
+        """Move one tensor and its velocity in place."""
+        lr, momentum, weight_decay = group["lr"], group["momentum"], group["weight_decay"]
+        sign = -1.0 if group["maximize"] else 1.0
+        ratio = self._ratio(weight, gradient, group)
+        if momentum:
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(weight, memory_format=torch.preserve_format)
+            velocity = state["momentum_buffer"].mul_(momentum)
+            term = lr if group["lr_in_momentum"] else 1.0
+            velocity.addcmul_(gradient, ratio, value=sign * term)
+            if weight_decay:
+                velocity.addcmul_(weight, ratio, value=term * weight_decay)
+        if group["nesterov"] or not momentum:
+            # The weight comes first on both sides: its decay reads it before the gradient moves it.
+            if weight_decay:
+                weight.addcmul_(weight, ratio, value=-lr * weight_decay)
+            weight.addcmul_(gradient, ratio, value=-sign * lr)
+        if momentum:
+            rate = 1.0 if group["lr_in_momentum"] else lr
+            weight.add_(state["momentum_buffer"], alpha=-rate * (momentum if group["nesterov"] else 1.0))
+
+    @staticmethod
+    def _ratio(weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
+        if not group["layer_adaptation"]:
+            return weight.new_ones(())
+        weight_norm, gradient_norm = layer_norm(weight), layer_norm(gradient)
+        denominator = gradient_norm + group["weight_decay"] * weight_norm
+        ratio = group["trust_coefficient"] * weight_norm / denominator
+        is_adapted = (weight_norm > 0) & (gradient_norm > 0)
+        return torch.where(is_adapted, ratio, torch.ones_like(ratio)).to(weight.dtype)

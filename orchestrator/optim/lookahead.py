@@ -1,0 +1,175 @@
+"""LookAhead: slow weights that follow the fast ones of any optimizer every few steps."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from orchestrator.optim.per_tensor import check_number
+
+SLOW = "slow"
+COUNT = "lookahead_step"
+
+
+def check_lookahead(group: dict[str, Any]) -> None:
+    """Raise ValueError if `sync_every` or `slow_step_size` of `group` is out of its range."""
+    sync_every, slow_step_size = group["sync_every"], group["slow_step_size"]
+    if not isinstance(sync_every, int) or isinstance(sync_every, bool) or sync_every < 1:
+        raise ValueError(f"sync_every must be an integer >= 1, got {sync_every!r}")
+    check_number("slow_step_size", slow_step_size, low=0.0)
+    if not 0 < slow_step_size <= 1:
+        raise ValueError(f"slow_step_size must be a number in (0, 1], got {slow_step_size!r}")
+
+
+def remember_slow_weight(weight: Tensor, state: dict[str, Any]) -> None:
+    """Start the slow weights at the present ones, unless they are there; call it before the weight moves."""
+    if SLOW not in state:
+        state[SLOW] = weight.detach().clone(memory_format=torch.preserve_format)
+
+
+def synchronize(weight: Tensor, slow: Tensor, *, count: int, group: dict[str, Any]) -> None:
+    """After every `sync_every`-th of `count` updates: slow <- slow + a (w - slow), w <- slow."""
+    if count % group["sync_every"] == 0:
+        slow.lerp_(weight, group["slow_step_size"])
+        weight.copy_(slow)
+
+
+@contextlib.contextmanager
+def slow_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Within the block the model has its slow weights, as the paper evaluates it; afterwards the fast ones.
+
+    For `Lookahead`, `Ranger` and `RangerLARS`. Costs one temporary copy of the largest tensor, at entry and
+    at exit. Do not step inside.
+    """
+    _swap_slow_weights(optimizer)
+    try:
+        yield
+    finally:
+        _swap_slow_weights(optimizer)
+
+
+@torch.no_grad()
+def _swap_slow_weights(optimizer: torch.optim.Optimizer) -> None:
+    for weight, state in optimizer.state.items():
+        if SLOW in state:
+            fast = weight.detach().clone()
+            weight.copy_(state[SLOW])
+            state[SLOW].copy_(fast)
+
+
+class Lookahead(torch.optim.Optimizer):
+    """Wrap an optimizer: it makes the fast steps, and every few of them the slow weights follow.
+
+        every `sync_every` steps: slow <- slow + a (w - slow),  w <- slow,   slow starts at w0
+
+    The wrapper and the wrapped optimizer share `param_groups` and `state`: a schedule of either acts on both,
+    and the wrapper's state_dict holds all there is, the place within a cycle included. Step the wrapper only.
+    The slow weights are made at a tensor's first gradient, so wrapping and then loading weights into the
+    model is safe; the cycle of a tensor counts the steps in which it had a gradient.
+
+    State: that of the wrapped optimizer, one tensor (the slow weights), and the count as a Python int.
+
+    Args:
+        optimizer: makes the fast steps; any torch optimizer, with state or groups already in it or not.
+        sync_every: fast steps between two synchronizations, k in the paper.
+        slow_step_size: a, in (0, 1].
+
+    Raises:
+        ValueError: a hyper-parameter out of its range, or an optimizer with slow weights of its own.
+
+    Reference: Zhang et al., 2019, arXiv 1907.08610, algorithm 1.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, *, sync_every: int = 6, slow_step_size: float = 0.5
+    ) -> None:
+        if any("sync_every" in group for group in optimizer.param_groups):
+            raise ValueError(
+                f"{type(optimizer).__name__} has slow weights already: wrap an optimizer without LookAhead"
+            )
+        own = {"sync_every": sync_every, "slow_step_size": slow_step_size}
+        check_lookahead(own)
+        self.optimizer = optimizer
+        super().__init__(optimizer.param_groups, {**optimizer.defaults, **own})
+        self.param_groups = optimizer.param_groups
+        self.state = optimizer.state
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the wrapped optimizer, and so to this one."""
+        check_lookahead({**self.defaults, **param_group})
+        param_group.setdefault("sync_every", self.defaults["sync_every"])
+        param_group.setdefault("slow_step_size", self.defaults["slow_step_size"])
+        if self.param_groups is self.optimizer.param_groups:
+            self.optimizer.add_param_group(param_group)
+        else:
+            # Under construction: torch hands over the wrapped optimizer's own groups, one by one.
+            super().add_param_group(param_group)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One fast step, and a synchronization of every tensor whose cycle is complete.
+
+        Args:
+            closure: evaluates the model again and returns the loss; the wrapped optimizer calls it.
+
+        Returns:
+            What the wrapped optimizer's step returned.
+        """
+        first_weights: dict[Tensor, Tensor] = {}
+        if closure is None:
+            self._remember_first_weights(first_weights)
+            loss = self.optimizer.step()
+        else:
+
+            def remembering_closure() -> float:
+                # The gradients are there only now, and no weight that gets its first one has moved yet.
+                value = closure()
+                self._remember_first_weights(first_weights)
+                return value
+
+            loss = self.optimizer.step(remembering_closure)
+        # Not before the step: torch's optimizers take a state that is not empty for one that they have made.
+        for weight, first_weight in first_weights.items():
+            self.state[weight][SLOW] = first_weight
+        self._synchronize()
+        return loss
+
+    def _weights_with_gradient(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    yield weight, group
+
+    def _remember_first_weights(self, first_weights: dict[Tensor, Tensor]) -> None:
+        for weight, _ in self._weights_with_gradient():
+            if weight not in first_weights and SLOW not in self.state.get(weight, {}):
+                first_weights[weight] = weight.detach().clone(memory_format=torch.preserve_format)
+
+    @torch.no_grad()
+    def _synchronize(self) -> None:
+        for weight, group in self._weights_with_gradient():
+            state = self.state[weight]
+            state[COUNT] = state.get(COUNT, 0) + 1
+            synchronize(weight, state[SLOW], count=state[COUNT], group=group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "optimizer": self.optimizer}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            # A checkpoint of the bare optimizer has no cycle in it: this wrapper's begins with the next step.
+            group.setdefault("sync_every", self.defaults["sync_every"])
+            group.setdefault("slow_step_size", self.defaults["slow_step_size"])
+        if "optimizer" not in state:
+            # From load_state_dict, which makes new groups and a new state: the wrapped optimizer takes them.
+            self.optimizer.__setstate__({"state": self.state, "param_groups": self.param_groups})
