@@ -36,7 +36,9 @@ class Efficiency:
 # Large bfloat16 products through cuBLAS: 271 of 312 TFLOP/s on an A100, about 790 of 989 on H100 and H200.
 _GEMM = "S. Bekman, Machine Learning Engineering, 2024, maximum achievable matmul FLOPS: A100 0.87, H100 0.80"
 # Global memory of a V100: 750 of 900 GB/s.
-_HBM = "Jia et al., 2018, Dissecting the NVIDIA Volta GPU Architecture via Microbenchmarking: 0.83 of the peak"
+_HBM = (
+    "Jia et al., 2018, Dissecting the NVIDIA Volta GPU Architecture via Microbenchmarking: 0.83 of the peak"
+)
 # A peak counts a fused multiply-add as two; an add or a multiply alone is half of one.
 _VECTOR = "compute: one operation in the place of a fused multiply-add; memory: "
 
@@ -49,7 +51,9 @@ DEFAULT_EFFICIENCY: Final[Mapping[str, Mapping[str, Efficiency]]] = {
             0.8, 0.83, f"an implicit matrix product (Chetlur et al., 2014, cuDNN), so as matmul: {_GEMM}"
         ),
         "attention": Efficiency(
-            0.5, 0.83, "Dao, 2023, FlashAttention-2: 0.50 to 0.73 on A100, the lower end for the backward pass"
+            0.5,
+            0.83,
+            "Dao, 2023, FlashAttention-2: 0.50 to 0.73 on A100, the lower end for the backward pass",
         ),
         "reduction": Efficiency(0.5, 0.83, _VECTOR + _HBM),
         "elementwise": Efficiency(0.5, 0.83, _VECTOR + _HBM),
@@ -58,7 +62,9 @@ DEFAULT_EFFICIENCY: Final[Mapping[str, Mapping[str, Efficiency]]] = {
         "random": Efficiency(0.5, 0.83, _VECTOR + "a counter-based generator streams its output; " + _HBM),
     },
     "cpu": {
-        "matmul": Efficiency(0.95, 0.75, _XEON + "float32, n = 1024, 2048, 4096: 1.05, 0.85, 0.97 of nominal"),
+        "matmul": Efficiency(
+            0.95, 0.75, _XEON + "float32, n = 1024, 2048, 4096: 1.05, 0.85, 0.97 of nominal"
+        ),
         "convolution": Efficiency(0.75, 0.75, _XEON + "3 x 3, 64, 128, 256 channels: 0.64, 0.88, 0.75"),
         "attention": Efficiency(0.55, 0.75, _XEON + "float32, 512 tokens, 64 per head: 0.55"),
         "reduction": Efficiency(0.5, 0.4, _XEON + "sum 0.46, layer norm 0.33 to 0.36, softmax 0.42 to 0.53"),

@@ -50,9 +50,7 @@ class Work:
             if not math.isfinite(count) or count < 0:
                 raise ValueError(f"Work.{field} must be finite and at least 0: got {count!r}.")
         if self.dtype not in DTYPES:
-            raise ValueError(
-                f"Work.dtype is unknown: got {self.dtype!r}. Give one of {', '.join(DTYPES)}."
-            )
+            raise ValueError(f"Work.dtype is unknown: got {self.dtype!r}. Give one of {', '.join(DTYPES)}.")
         if self.kind not in WORK_KINDS:
             raise ValueError(f"Work.kind is unknown: got {self.kind!r}. Give one of {', '.join(WORK_KINDS)}.")
         if self.kind == "view" and (self.flop or self.read_bytes or self.written_bytes):
