@@ -1,7 +1,7 @@
 """Time of an operation from two peaks of the device: max(compute, memory) + launch latency."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import Literal, Protocol
 
 from cost_models.efficiency import DEFAULT_EFFICIENCY, Efficiency
 from cost_models.hardware import HardwareSpec
@@ -70,7 +70,11 @@ class Roofline:
     """
 
     hardware: HardwareSpec
-    name: ClassVar[str] = "roofline"
+
+    @property
+    def name(self) -> str:
+        """The name of this model in a plan's provenance."""
+        return "roofline"
 
     def efficiency(self, kind: str) -> Efficiency:
         """Fractions of the peaks assumed for a kind of work other than "view"."""
