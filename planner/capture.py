@@ -1,0 +1,394 @@
+"""A module and an example batch -> the joint forward/backward graph of one step, nothing allocated."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._functorch._aot_autograd.descriptors import (
+    GradAOTOutput,
+    InputMutationAOTOutput,
+    PlainAOTInput,
+    PlainAOTOutput,
+    TangentAOTInput,
+)
+from torch._functorch._aot_autograd.schemas import JointWithDescriptors
+from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from planner.errors import CaptureError
+from planner.graph import Graph, digest_of
+from planner.reading import FlatOutput, OutputRole, Reading, Traced, read_joint, stitch
+
+_log = logging.getLogger(__name__)
+_HERE = Path(__file__).resolve().parent
+_TORCH = Path(torch.__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a plan is valid for, in words that an error can compare one by one.
+
+    Attributes:
+        torch_version: of the capture; operators differ between releases.
+        training: mode of the module.
+        device: type of the device that the step runs on.
+        inputs: "name: dtype [shape]" of every tensor of the batch.
+        parameters: the same for every parameter and buffer, with "(frozen)" where no gradient is asked.
+        model_digest: SHA-256 of the model's joint graph.
+    """
+
+    torch_version: str
+    training: bool
+    device: str
+    inputs: tuple[str, ...]
+    parameters: tuple[str, ...]
+    model_digest: str
+
+
+@dataclass(frozen=True)
+class Captured:
+    """One captured training step.
+
+    Attributes:
+        graph: nodes and storages of forward, loss and backward.
+        signature: what it was captured from.
+        parameter_bytes: parameters and buffers.
+        trainable_bytes: parameters that get a gradient.
+        batch_bytes: inputs and targets.
+    """
+
+    graph: Graph
+    signature: Signature
+    parameter_bytes: int
+    trainable_bytes: int
+    batch_bytes: int
+
+
+def capture(
+    model: nn.Module, batch: Any, *, loss: Callable[[Any, Any], torch.Tensor] | None = None
+) -> Captured:
+    """Trace one training step under fake tensors.
+
+    The joint graph comes from AOTAutograd without decompositions, so every operator is the one that eager
+    runs. Parameters may be real, fake, or on the meta device; nothing of their size is allocated.
+
+    Args:
+        model: the module, in training mode.
+        batch: with a loss, a pair (inputs, targets); without one, the inputs. Inputs are a tensor, a sequence
+            of positional arguments, or a mapping of named ones.
+        loss: ``loss(outputs, targets)`` -> scalar; None if the model returns its loss.
+
+    Returns:
+        The step as plain data.
+
+    Raises:
+        CaptureError: the step cannot be traced (data-dependent control flow, nothing to train, a loss that is
+            not a scalar); the message names the line.
+    """
+    inputs, targets = _split_batch(batch, has_loss=loss is not None)
+    with ExitStack() as stack, torch.random.fork_rng(devices=[]):
+        fake_mode = fake_mode_of(model, batch)
+        fake_model = fake_module(model, fake_mode)
+        fake_inputs = fake_tree(inputs, fake_mode)
+        joint = export_joint(stack, fake_model, fake_inputs)
+        reading = read_joint(traced_of(joint.graph_module))
+        signature = signature_of(joint, fake_model, fake_inputs)
+        graph = reading.graph
+        if loss is None:
+            _check_scalar(reading)
+        else:
+            graph = _with_loss(stack, joint, reading, loss, fake_tree(targets, fake_mode), fake_mode)
+    tensors = dict.fromkeys((*fake_model.parameters(), *fake_model.buffers()))
+    return Captured(
+        graph=graph,
+        signature=signature,
+        parameter_bytes=sum(storage_bytes(t) for t in tensors),
+        trainable_bytes=sum(p.numel() * p.element_size() for p in fake_model.parameters() if p.requires_grad),
+        batch_bytes=sum(storage_bytes(t) for t in pytree.tree_leaves(batch) if isinstance(t, torch.Tensor)),
+    )
+
+
+def export_joint(stack: ExitStack, model: nn.Module, inputs: Any) -> JointWithDescriptors:
+    """Export the joint graph of a module; it can be compiled while the stack is open.
+
+    Raises:
+        CaptureError: as in `capture`.
+    """
+    if not any(p.requires_grad for p in model.parameters()):
+        raise CaptureError(
+            "there is nothing to train: no parameter of the model requires a gradient. "
+            "Unfreeze a parameter, or run the model without a plan."
+        )
+    args, kwargs = call_arguments(inputs)
+    try:
+        return aot_export_joint_with_descriptors(stack, model, args, kwargs)
+    except Exception as error:
+        raise CaptureError(_explain(error)) from error
+
+
+def traced_of(module: fx.GraphModule) -> Traced:
+    """The joint graph with everything that only torch's internals know about it, as plain facts."""
+    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    by_role = {node.meta["desc"]: node for node in placeholders}
+    output = next(node for node in module.graph.nodes if node.op == "output")
+    outputs = []
+    for node, desc in zip(output.args[0], output.meta["desc"], strict=True):
+        match desc:
+            case GradAOTOutput():
+                outputs.append(FlatOutput(OutputRole.GRADIENT, node, _input_index(desc.grad_of)))
+            case InputMutationAOTOutput():
+                outputs.append(FlatOutput(OutputRole.MUTATION, node, None, by_role[desc.mutated_input]))
+            case PlainAOTOutput():
+                outputs.append(FlatOutput(OutputRole.PLAIN, node, desc.idx))
+            case _:
+                outputs.append(FlatOutput(OutputRole.OTHER, node, None))
+    calls = [node for node in module.graph.nodes if node.op == "call_function"]
+    return Traced(
+        module=module,
+        outputs=tuple(outputs),
+        tangents={
+            node: node.meta["desc"].output.idx
+            for node in placeholders
+            if isinstance(node.meta["desc"], TangentAOTInput)
+            and isinstance(node.meta["desc"].output, PlainAOTOutput)
+        },
+        storages={node: _storages(node.meta.get("val")) for node in module.graph.nodes},
+        backward=frozenset(n for n in calls if n.meta.get("partitioner_tag") == "is_backward"),
+        random=frozenset(n for n in calls if torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ())),
+        opaque=frozenset(n for n in calls if _is_opaque(n.target)),
+    )
+
+
+def _input_index(desc: Any) -> int | None:
+    return desc.idx if isinstance(desc, PlainAOTInput) else None
+
+
+def _storages(val: Any) -> tuple[tuple[int, int], ...]:
+    """(identity, bytes) of the storage of every tensor in a traced value."""
+    tensors = [leaf for leaf in pytree.tree_leaves(val) if isinstance(leaf, torch.Tensor)]
+    return tuple((t.untyped_storage()._cdata, storage_bytes(t)) for t in tensors)
+
+
+def _is_opaque(target: Any) -> bool:
+    """Whether running the operator twice may do more than giving the same values twice."""
+    if not isinstance(target, torch._ops.OpOverload):
+        return getattr(target, "__module__", "") != "_operator"
+    return target._schema.is_mutable
+
+
+def call_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and named arguments of a call of the model."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if isinstance(inputs, Sequence):
+        return tuple(inputs), {}
+    return (inputs,), {}
+
+
+def signature_of(joint: JointWithDescriptors, model: nn.Module, inputs: Any) -> Signature:
+    """What the joint graph was captured from."""
+    leaves = pytree.tree_flatten_with_path(call_arguments(inputs))[0]
+    tensors = [(pytree.keystr(path[1:]), leaf) for path, leaf in leaves]
+    parameters = [*model.named_parameters(), *model.named_buffers()]
+    device = next((p.device.type for _, p in parameters), "cpu")
+    return Signature(
+        torch_version=torch.__version__.split("+")[0],
+        training=model.training,
+        device=device,
+        inputs=tuple(f"{name}: {describe(leaf)}" for name, leaf in tensors),
+        parameters=tuple(
+            f"{name}: {describe(t)}" + (" (frozen)" if isinstance(t, nn.Parameter) and not t.requires_grad else "")
+            for name, t in parameters
+        ),
+        model_digest=digest_of(_graph_rows(joint.graph_module)),
+    )
+
+
+def describe(leaf: Any) -> str:
+    """ "float32 [8, 512]" of a tensor, the repr of anything else."""
+    if isinstance(leaf, torch.Tensor):
+        return f"{str(leaf.dtype).removeprefix('torch.')} {list(leaf.shape)}"
+    return repr(leaf)
+
+
+def storage_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of the storage below a tensor."""
+    return tensor.untyped_storage().nbytes()
+
+
+def fake_mode_of(model: nn.Module, batch: Any) -> FakeTensorMode:
+    """The fake mode that model or batch were built under, or a new one."""
+    leaves = [*model.parameters(), *model.buffers(), *pytree.tree_leaves(batch)]
+    for leaf in leaves:
+        if isinstance(leaf, FakeTensor):
+            return leaf.fake_mode
+    return FakeTensorMode()
+
+
+@contextmanager
+def building_without_memory() -> Iterator[FakeTensorMode]:
+    """Models and tensors made inside have shapes and dtypes but no bytes."""
+    with FakeTensorMode() as mode:
+        yield mode
+
+
+def fake_module(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
+    """The module with every parameter and buffer replaced by a fake of the same layout.
+
+    A tensor on the meta device becomes a fake one on the CPU: the device that it will be built on.
+    """
+    memo: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        fake = _fake_tensor(tensor, mode)
+        if isinstance(tensor, nn.Parameter):
+            fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
+        memo[id(tensor)] = fake
+    try:
+        fake = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise CaptureError(
+            f"the model cannot be copied for capture ({type(error).__name__}: {error}). "
+            "Remove what cannot be copied (locks, open files, non-leaf tensors) from its attributes."
+        ) from error
+    forward = fake.forward
+    fake.forward = lambda *args, **kwargs: _plain_outputs(forward(*args, **kwargs))  # type: ignore[method-assign]
+    return fake
+
+
+def _plain_outputs(outputs: Any) -> Any:
+    """The outputs without objects that a graph cannot return, such as a cache of keys and values."""
+
+    def plain(leaf: Any) -> Any:
+        if leaf is None or isinstance(leaf, torch.Tensor | bool | int | float | str):
+            return leaf
+        _log.warning("the planned module returns None in place of a %s", type(leaf).__name__)
+        return None
+
+    return pytree.tree_map(plain, outputs)
+
+
+def fake_tree(tree: Any, mode: FakeTensorMode) -> Any:
+    """The same tree with fake tensors."""
+    return pytree.tree_map(
+        lambda leaf: _fake_tensor(leaf, mode) if isinstance(leaf, torch.Tensor) else leaf, tree
+    )
+
+
+def _fake_tensor(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
+    if isinstance(tensor, FakeTensor):
+        return tensor
+    device = "cpu" if tensor.device.type == "meta" else tensor.device
+    with mode:
+        return torch.empty_strided(
+            tuple(tensor.shape), tensor.stride(), dtype=tensor.dtype, device=device
+        ).requires_grad_(tensor.requires_grad and tensor.is_leaf)
+
+
+def _split_batch(batch: Any, *, has_loss: bool) -> tuple[Any, Any]:
+    if not has_loss:
+        return batch, None
+    if not isinstance(batch, Sequence) or len(batch) != 2:
+        raise CaptureError(
+            f"with a loss the batch must be a pair (inputs, targets), got {type(batch).__name__}"
+            + (f" of {len(batch)}" if isinstance(batch, Sequence) else "")
+            + ". Pass (inputs, targets), or loss=None for a model that returns its loss."
+        )
+    return batch[0], batch[1]
+
+
+def _check_scalar(reading: Reading) -> None:
+    """Without a loss function the model's first differentiable output is the loss."""
+    first = min(reading.traced.tangents.values(), default=None)
+    if first is None or reading.output_vals[first].numel() != 1:
+        got = "nothing that has a gradient" if first is None else describe(reading.output_vals[first])
+        raise CaptureError(
+            f"without loss= the model must return its loss, a scalar; it returns {got}. "
+            "Pass loss=, a function of (outputs, targets)."
+        )
+
+
+class _LossModule(nn.Module):
+    """The loss as a module of the model's flat outputs."""
+
+    def __init__(self, loss: Callable[[Any, Any], torch.Tensor], out_spec: pytree.TreeSpec) -> None:
+        super().__init__()
+        self.loss = loss
+        self.out_spec = out_spec
+
+    def forward(self, outputs: list[Any], targets: Any) -> torch.Tensor:
+        return self.loss(pytree.tree_unflatten(outputs, self.out_spec), targets)
+
+
+def _with_loss(
+    stack: ExitStack,
+    joint: JointWithDescriptors,
+    reading: Reading,
+    loss: Callable[[Any, Any], torch.Tensor],
+    targets: Any,
+    mode: FakeTensorMode,
+) -> Graph:
+    """Put the loss, as eager runs it, between the model's forward and backward."""
+    differentiable = set(reading.traced.tangents.values())
+    with mode:
+        outputs = [
+            torch.empty_strided(tuple(v.shape), v.stride(), dtype=v.dtype, device=v.device).requires_grad_(
+                index in differentiable
+            )
+            if isinstance(v, torch.Tensor)
+            else v
+            for index, v in enumerate(reading.output_vals)
+        ]
+    try:
+        loss_joint = aot_export_joint_with_descriptors(
+            stack, _LossModule(loss, joint.out_spec), (outputs, targets), {}
+        )
+    except Exception as error:
+        raise CaptureError(_explain(error, part="loss")) from error
+    loss_reading = read_joint(traced_of(loss_joint.graph_module))
+    values = [v for v in loss_reading.output_vals if isinstance(v, torch.Tensor)]
+    if len(values) != 1 or values[0].numel() != 1:
+        raise CaptureError(
+            f"the loss must be one scalar, got {[describe(v) for v in loss_reading.output_vals]}. "
+            "Reduce it, for instance with .mean()."
+        )
+    return stitch(reading, loss_reading)
+
+
+def _explain(error: Exception, *, part: str = "model") -> str:
+    """One sentence: what stopped the trace, on which line of the user's code, and what to do."""
+    place = ""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename).resolve()
+        if _TORCH not in file.parents and _HERE not in file.parents and file.exists():
+            place = f" at {frame.filename}:{frame.lineno} ({(frame.line or '').strip()})"
+            break
+    cause = str(error).strip().split("\n")[0][:300]
+    hint = (
+        "The step depends on the values of tensors (data-dependent control flow); compute with torch.where or "
+        "masks, or move the decision out of the module."
+        if any(word in type(error).__name__ for word in ("DataDependent", "GuardOn", "UserError"))
+        or "data-dependent" in cause
+        else "Run one step of it without a plan first; a step that runs in eager mode but not here is worth a report."
+    )
+    return f"the {part} cannot be captured{place}: {type(error).__name__}: {cause}. {hint}"
+
+
+def _graph_rows(module: fx.GraphModule) -> list[list[str]]:
+    """Canonical rows of an FX graph: names, operators, arguments, output layouts."""
+    rows = []
+    for node in module.graph.nodes:
+        val = node.meta.get("val")
+        leaves = [describe(leaf) for leaf in pytree.tree_leaves(val) if isinstance(leaf, torch.Tensor)]
+        rows.append([node.op, node.name, str(node.target), str(node.args), str(node.kwargs), str(leaves)])
+    return rows
+

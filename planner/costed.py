@@ -1,0 +1,59 @@
+"""A graph with the seconds of every node on one device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+
+from cost_models.work import Work
+from planner.graph import Graph
+
+
+class CostModel(Protocol):
+    """Anything that prices work in seconds."""
+
+    def time_s(self, work: Work) -> float:
+        """Seconds that the work takes."""
+        ...
+
+
+@dataclass(frozen=True)
+class CostedGraph:
+    """A graph and the time of each of its nodes.
+
+    Attributes:
+        graph: the training step.
+        time_s: seconds of each node, in the order of ``graph.nodes``.
+    """
+
+    graph: Graph
+    time_s: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.time_s) != len(self.graph.nodes):
+            raise ValueError(
+                f"one time per node: got {len(self.time_s)} times for {len(self.graph.nodes)} nodes"
+            )
+        if not np.all(np.isfinite(self.time_s)) or min(self.time_s, default=0.0) < 0.0:
+            raise ValueError("node times must be finite and >= 0")
+
+    @cached_property
+    def step_s(self) -> float:
+        """Seconds of the step when every node runs once."""
+        return float(sum(self.time_s))
+
+
+def annotate(graph: Graph, cost_model: CostModel) -> CostedGraph:
+    """Price every node of the graph.
+
+    Args:
+        graph: the training step.
+        cost_model: prices one node's work.
+
+    Returns:
+        The graph with seconds.
+    """
+    return CostedGraph(graph, tuple(cost_model.time_s(node.work) for node in graph.nodes))

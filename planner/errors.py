@@ -1,0 +1,35 @@
+"""What the planner raises.
+
+    ValueError
+    ├── CaptureError        the model's step cannot be captured as one graph
+    ├── InfeasibleError     no plan was found that meets the budget
+    └── PlanMismatchError   the plan was made for another model, batch or torch
+"""
+
+from __future__ import annotations
+
+
+class CaptureError(ValueError):
+    """The model's step cannot be captured as one graph; the message names the line and what to do."""
+
+
+class PlanMismatchError(ValueError):
+    """The plan was made for something else; the message names the first difference."""
+
+
+class InfeasibleError(ValueError):
+    """No plan was found that meets the budget.
+
+    Attributes:
+        budget_bytes: what was asked.
+        smallest_feasible_bytes: the smallest budget for which a plan is known.
+        owner: the operation at whose time that plan peaks.
+    """
+
+    def __init__(
+        self, message: str, *, budget_bytes: int, smallest_feasible_bytes: int, owner: str
+    ) -> None:
+        super().__init__(message)
+        self.budget_bytes = budget_bytes
+        self.smallest_feasible_bytes = smallest_feasible_bytes
+        self.owner = owner

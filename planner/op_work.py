@@ -1,0 +1,120 @@
+"""An ATen operation with its shapes -> the work that it demands, for any cost model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import flop_registry
+
+from cost_models.work import DTYPES, Work, WorkKind
+
+# The kind of an operation is found by the first fragment that its name contains.
+_KIND_BY_FRAGMENT: tuple[tuple[str, WorkKind], ...] = (
+    ("scaled_dot_product", "attention"),
+    ("flash_attention", "attention"),
+    ("convolution", "convolution"),
+    ("cudnn_rnn", "matmul"),
+    ("mkldnn_rnn", "matmul"),
+    ("addmm", "matmul"),
+    ("bmm", "matmul"),
+    ("mm", "matmul"),
+    ("addmv", "matmul"),
+    ("linear", "matmul"),
+    ("embedding", "gather"),
+    ("gather", "gather"),
+    ("scatter", "gather"),
+    ("index", "gather"),
+    ("take", "gather"),
+    ("dropout", "random"),
+    ("bernoulli", "random"),
+    ("rand", "random"),
+    ("norm", "reduction"),
+    ("softmax", "reduction"),
+    ("sum", "reduction"),
+    ("mean", "reduction"),
+    ("var", "reduction"),
+    ("pool", "reduction"),
+    ("nll_loss", "reduction"),
+    ("amax", "reduction"),
+    ("argmax", "reduction"),
+    ("cumsum", "reduction"),
+    ("sort", "reduction"),
+    ("topk", "reduction"),
+    ("clone", "copy"),
+    ("_to_copy", "copy"),
+    ("cat", "copy"),
+    ("stack", "copy"),
+    ("constant_pad", "copy"),
+)
+
+
+def work_of(call: fx.Node) -> Work:
+    """Demand of one call, from the shapes that the trace recorded.
+
+    FLOP of matrix products, convolutions and attention come from torch's own formulas; attention that they do
+    not know is counted from its shapes; everything else is one operation per element. Bytes are those of all
+    tensors read and written once.
+
+    Args:
+        call: a ``call_function`` node with fake tensors in its metadata.
+
+    Returns:
+        FLOP, bytes, dtype and kind.
+    """
+    name = str(getattr(call.target, "overloadpacket", call.target)).removeprefix("aten.")
+    out = call.meta.get("val")
+    args, kwargs = pytree.tree_map_only(fx.Node, lambda n: n.meta.get("val"), (call.args, call.kwargs))
+    reads = [n.meta.get("val") for n in call.all_input_nodes]
+    inputs = [t for t in pytree.tree_leaves(reads) if isinstance(t, torch.Tensor)]
+    outputs = [t for t in pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
+    kind = next((kind for fragment, kind in _KIND_BY_FRAGMENT if fragment in name), "elementwise")
+    read_bytes = sum(_moved_bytes(t) for t in inputs)
+    if kind == "gather" and "backward" not in name:
+        read_bytes = min(read_bytes, 2 * sum(_moved_bytes(t) for t in outputs))
+    floating = [t for t in (*outputs, *inputs) if t.dtype.is_floating_point]
+    dtype = str((floating or outputs or inputs)[0].dtype).removeprefix("torch.") if outputs or inputs else "float32"
+    return Work(
+        flop=_flop(call, kind, args, kwargs, out, outputs, inputs),
+        read_bytes=read_bytes,
+        written_bytes=sum(_moved_bytes(t) for t in outputs),
+        dtype=dtype if dtype in DTYPES else "float32",
+        kind=kind,
+    )
+
+
+def _moved_bytes(tensor: torch.Tensor) -> int:
+    """Bytes that an operation touches: expanded dimensions are read once."""
+    elements = math.prod(
+        size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride != 0 or size == 1
+    )
+    return elements * tensor.element_size()
+
+
+def _flop(
+    call: fx.Node,
+    kind: WorkKind,
+    args: Any,
+    kwargs: Any,
+    out: Any,
+    outputs: list[torch.Tensor],
+    inputs: list[torch.Tensor],
+) -> float:
+    formula: Callable[..., int] | None = flop_registry.get(getattr(call.target, "overloadpacket", None))
+    if formula is not None:
+        return float(formula(*args, **kwargs, out_val=out))
+    if kind == "attention" and len(inputs) >= 3:
+        # Q K^T and P V forward; backward does each twice and Q K^T once more.
+        tensors = [t for t in inputs if t.dim() == 4]
+        backward = "backward" in str(call.target)
+        query, key, value = tensors[1:4] if backward else tensors[:3]
+        batch, heads, length, width = query.shape
+        product = 2.0 * batch * heads * length * key.shape[2]
+        return product * (3 * width + 2 * value.shape[3]) if backward else product * (width + value.shape[3])
+    if kind in ("copy", "gather"):
+        return 0.0
+    return float(max((t.numel() for t in (*outputs, *inputs)), default=0))

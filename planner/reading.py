@@ -1,0 +1,303 @@
+"""A traced joint graph -> nodes and values: views folded away, one value a storage."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import fx
+
+from cost_models.work import Work
+from planner.graph import Graph, Node, Phase, Value, ValueKind
+from planner.op_work import work_of
+
+BATCH_NORM = torch.ops.aten._native_batch_norm_legit_functional.default
+
+
+class OutputRole(Enum):
+    """What a flat output of the joint graph is for."""
+
+    PLAIN = "plain"  # returned to the caller of forward
+    MUTATION = "mutation"  # new content of an input, copied into it when forward ends
+    GRADIENT = "gradient"  # returned by backward
+    OTHER = "other"  # a forward output for the runtime, such as the base of a returned view
+
+
+@dataclass(frozen=True)
+class FlatOutput:
+    """One flat output of the joint graph.
+
+    Attributes:
+        role: what it is for.
+        node: the tensor, or None (a gradient that does not exist).
+        index: PLAIN: of the output; GRADIENT: of the plain input it belongs to, None for parameters.
+        mutated: MUTATION: the placeholder whose content it becomes.
+    """
+
+    role: OutputRole
+    node: fx.Node | None
+    index: int | None
+    mutated: fx.Node | None = None
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A joint graph and the facts about it that only torch's internals know.
+
+    Attributes:
+        module: the joint graph.
+        outputs: flat outputs in order, forward ones first.
+        tangents: placeholder -> index of the plain output whose gradient it is.
+        storages: node -> (identity, bytes) of the storage of each tensor that it shows.
+        backward: calls traced while backward ran.
+        random: calls that draw random numbers.
+        opaque: calls that may do more than compute their outputs.
+    """
+
+    module: fx.GraphModule
+    outputs: tuple[FlatOutput, ...]
+    tangents: Mapping[fx.Node, int]
+    storages: Mapping[fx.Node, tuple[tuple[int, int], ...]]
+    backward: frozenset[fx.Node]
+    random: frozenset[fx.Node]
+    opaque: frozenset[fx.Node]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The graph of a joint trace, and the way back from it to FX.
+
+    Attributes:
+        traced: what was read.
+        graph: nodes and values, forward then backward.
+        calls: for each node its FX call; None for the copies that end forward.
+        owners: for each value the FX node of the tensor that owns it.
+        shows: FX node -> values that its tensors lie in; none for parameters, inputs and their views.
+        views: FX nodes that only look at storage made elsewhere.
+        output_vals: fake tensors of the plain outputs, by index.
+    """
+
+    traced: Traced
+    graph: Graph
+    calls: tuple[fx.Node | None, ...]
+    owners: tuple[fx.Node, ...]
+    shows: Mapping[fx.Node, tuple[int, ...]]
+    views: frozenset[fx.Node]
+    output_vals: tuple[Any, ...]
+
+
+class _Builder:
+    """Collects nodes and values in order."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.calls: list[fx.Node | None] = []
+        self.values: list[Value] = []
+        self.owners: list[fx.Node] = []
+        self.value_of_storage: dict[int, int] = {}
+        self.shows: dict[fx.Node, tuple[int, ...]] = {}
+        self.views: set[fx.Node] = set()
+
+
+def read_joint(traced: Traced) -> Reading:
+    """Read a joint graph as nodes and values.
+
+    A call that shows only storage of its inputs is a view: it costs nothing and is no node. Forward calls come
+    first, then backward ones, each in the order of the trace. Calls that no output needs are dropped.
+
+    Args:
+        traced: the joint graph.
+
+    Returns:
+        Graph and the way back.
+    """
+    needed = _ancestors(f.node for f in traced.outputs if f.node is not None)
+    calls = [n for n in traced.module.graph.nodes if n.op == "call_function" and n in needed]
+    overwritten = {f.mutated for f in traced.outputs if f.mutated is not None}
+    builder = _Builder()
+    static = {key for n in traced.module.graph.nodes if n.op != "call_function" for key, _ in traced.storages[n]}
+    backward = _backward_calls(traced, calls)
+    for phase, members in (
+        (Phase.FORWARD, [n for n in calls if n not in backward]),
+        (Phase.BACKWARD, [n for n in calls if n in backward]),
+    ):
+        for call in members:
+            _read_call(builder, traced, call, phase, static, overwritten)
+        if phase is Phase.FORWARD:
+            _end_forward(builder, traced)
+    _mark_held(builder, traced)
+    plain = [f for f in traced.outputs if f.role is OutputRole.PLAIN]
+    vals = [f.node.meta.get("val") if f.node is not None else None for f in plain]
+    return Reading(
+        traced=traced,
+        graph=Graph(tuple(builder.nodes), tuple(builder.values)),
+        calls=tuple(builder.calls),
+        owners=tuple(builder.owners),
+        shows=builder.shows,
+        views=frozenset(builder.views),
+        output_vals=tuple(vals),
+    )
+
+
+def stitch(model: Reading, loss: Reading) -> Graph:
+    """Put the loss's own forward and backward between the model's.
+
+    The loss runs in eager mode: its values cannot be rematerialized, and the gradients that it hands over stay
+    until backward ends, as do the model's outputs.
+    """
+    nodes: list[Node] = []
+    values: list[Value] = []
+
+    def append(graph: Graph, phase: Phase | None, members: Iterable[int], new: dict[int, int]) -> None:
+        for index in members:
+            node = graph.nodes[index]
+            for v in node.outputs:
+                value = graph.values[v]
+                kind = value.kind
+                if phase is not None and kind is ValueKind.GRADIENT:
+                    kind = ValueKind.TANGENT
+                new[v] = len(values)
+                values.append(dataclasses.replace(value, node=len(nodes), kind=kind))
+            nodes.append(
+                dataclasses.replace(
+                    node,
+                    phase=phase or node.phase,
+                    can_rematerialize=node.can_rematerialize and phase is None,
+                    inputs=tuple(new[v] for v in node.inputs),
+                    outputs=tuple(new[v] for v in node.outputs),
+                )
+            )
+
+    model_values: dict[int, int] = {}
+    forward = range(model.graph.num_forward)
+    append(model.graph, None, forward, model_values)
+    append(loss.graph, Phase.LOSS, range(len(loss.graph.nodes)), {})
+    given = {f.index for f in loss.traced.outputs if f.role is OutputRole.GRADIENT and f.node is not None}
+    for placeholder, index in model.traced.tangents.items():
+        if index not in given:
+            size = sum(size for _, size in model.traced.storages[placeholder])
+            name = f"zeros_{placeholder.name}"
+            values.append(Value(name, size, len(nodes), ValueKind.TANGENT))
+            work = Work(flop=0.0, read_bytes=0, written_bytes=size, dtype="float32", kind="elementwise")
+            nodes.append(Node(name, "aten.zeros", Phase.LOSS, (), (len(values) - 1,), work, False))
+    append(model.graph, None, range(len(forward), len(model.graph.nodes)), model_values)
+    return Graph(tuple(nodes), tuple(values))
+
+
+def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """The nodes and everything they depend on."""
+    stack = list(nodes)
+    seen: set[fx.Node] = set()
+    while stack:
+        node = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            stack.extend(node.all_input_nodes)
+    return seen
+
+
+def _backward_calls(traced: Traced, calls: list[fx.Node]) -> set[fx.Node]:
+    """Calls that need a gradient from outside, or were traced in backward and no forward output needs them."""
+    forward_outputs = [f.node for f in traced.outputs if f.role is not OutputRole.GRADIENT and f.node is not None]
+    for_forward = _ancestors(forward_outputs)
+    late: set[fx.Node] = set(traced.tangents)
+    for call in calls:
+        if call not in for_forward and (call in traced.backward or any(i in late for i in call.all_input_nodes)):
+            late.add(call)
+    return late
+
+
+def _read_call(
+    builder: _Builder,
+    traced: Traced,
+    call: fx.Node,
+    phase: Phase,
+    static: set[int],
+    overwritten: set[fx.Node],
+) -> None:
+    """Add one call as a node, or note it as a view.
+
+    What reads an input that is overwritten when forward ends cannot run again; views of it join the set. Batch
+    norm in training mode can: its output does not depend on the running statistics.
+    """
+    reads_overwritten = any(i in overwritten for i in call.all_input_nodes)
+    inputs = dict.fromkeys(v for i in call.all_input_nodes for v in builder.shows.get(i, ()))
+    storages = traced.storages[call]
+    fresh = {key for key, _ in storages if key not in static and key not in builder.value_of_storage}
+    if storages and not fresh:
+        builder.views.add(call)
+        if reads_overwritten:
+            overwritten.add(call)
+    else:
+        index = len(builder.nodes)
+        made = []
+        batch_norm = call.target is BATCH_NORM and bool(call.args[5])
+        for position, (key, size) in enumerate(storages):
+            if key not in fresh or key in builder.value_of_storage:
+                continue
+            builder.value_of_storage[key] = len(builder.values)
+            made.append(len(builder.values))
+            builder.values.append(
+                Value(
+                    call.name if len(storages) == 1 else f"{call.name}.{position}",
+                    size,
+                    index,
+                    first_run_only=batch_norm and position >= 3,
+                )
+            )
+            builder.owners.append(_owner(call, position, num_tensors=len(storages)))
+        may_repeat = call not in traced.random and call not in traced.opaque
+        may_repeat &= batch_norm or not reads_overwritten
+        builder.nodes.append(
+            Node(
+                name=call.name,
+                op=str(call.target),
+                phase=phase,
+                inputs=tuple(inputs),
+                outputs=tuple(made),
+                work=work_of(call),
+                can_rematerialize=may_repeat and phase is Phase.FORWARD,
+            )
+        )
+        builder.calls.append(call)
+    builder.shows[call] = tuple(
+        dict.fromkeys(builder.value_of_storage[key] for key, _ in storages if key in builder.value_of_storage)
+    )
+
+
+def _owner(call: fx.Node, position: int, *, num_tensors: int) -> fx.Node:
+    """The FX node of one tensor of a call: the call itself, or its getitem."""
+    if num_tensors == 1 and isinstance(call.meta.get("val"), torch.Tensor):
+        return call
+    tensors = [i for i, leaf in enumerate(call.meta["val"]) if isinstance(leaf, torch.Tensor)]
+    for user in call.users:
+        if getattr(user.target, "__name__", "") == "getitem" and user.args[1] == tensors[position]:
+            return user
+    return call
+
+
+def _end_forward(builder: _Builder, traced: Traced) -> None:
+    """Forward ends with copying the new contents of mutated inputs."""
+    copies = [f.node for f in traced.outputs if f.role is OutputRole.MUTATION and f.node is not None]
+    inputs = dict.fromkeys(v for node in copies for v in builder.shows.get(node, ()))
+    if inputs:
+        size = sum(builder.values[v].size_bytes for v in inputs)
+        work = Work(flop=0.0, read_bytes=size, written_bytes=size, dtype="float32", kind="copy")
+        builder.nodes.append(
+            Node("end_of_forward", "lowtide.copy_mutations", Phase.FORWARD, tuple(inputs), (), work, False)
+        )
+        builder.calls.append(None)
+
+
+def _mark_held(builder: _Builder, traced: Traced) -> None:
+    """What the caller receives stays: forward outputs and gradients."""
+    for output in traced.outputs:
+        if output.node is None or output.role is OutputRole.MUTATION:
+            continue
+        kind = ValueKind.GRADIENT if output.role is OutputRole.GRADIENT else ValueKind.OUTPUT
+        for v in builder.shows.get(output.node, ()):
+            builder.values[v] = dataclasses.replace(builder.values[v], kind=kind)

@@ -1,0 +1,1 @@
+"""Solvers: one algorithm a file, each a frozen dataclass with ``solve(problem) -> Solution``."""
