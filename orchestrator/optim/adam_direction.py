@@ -68,7 +68,7 @@ def rectification(step: int, beta2: float, *, rectify_above: float) -> float | N
         r_t in (0, 1), or None: step along m^ alone.
 
     >>> [round(rectification(t, 0.999, rectify_above=5.0) or 0, 6) for t in (5, 6, 7)]
-    [0.0, 0.025802, 0.033027]
+    [0, 0.025821, 0.032739]
 
     Reference: Liu et al., 2020, arXiv 1908.03265, algorithm 2.
     """

@@ -1,0 +1,1 @@
+"""How large a batch pays: the gradient noise scale and what follows from it."""

@@ -1,0 +1,1 @@
+"""The rules of good training: schedules, initialization, losses, stopping."""
