@@ -1,0 +1,1 @@
+"""Run a planned training step on one machine or on a cluster."""

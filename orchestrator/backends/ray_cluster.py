@@ -1,0 +1,289 @@
+"""Ray Train's workers: the same training on the actors of a Ray cluster, with its placement and failure handling."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.backends.protocol import RunFailedError
+from orchestrator.job import JobSpec
+from orchestrator.metrics import Event
+from orchestrator.stopping import StopSignal
+from orchestrator.worker import Assignment, Outcome, RankError, train_rank
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+_POLL_S = 0.1
+_CONNECT_TIMEOUT_S = 10.0
+_OBJECT_STORE_BYTES = 256 << 20
+_SNAPSHOT = "checkpoint_manager_snapshot.json"
+
+# Ray reads these when it is imported or started; none changes what is computed.
+_RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # file targets are relative to the job's folder
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_enable_metrics_collection": "0",
+}
+
+
+class _Mailbox:
+    """The actor between the ranks and the driver: events one way, the request to stop the other."""
+
+    def __init__(self) -> None:
+        self._letters: list[Any] = []
+        self._stop = False
+
+    def put(self, letter: Any) -> bool:
+        """Leave a letter for the driver; the answer is whether to stop."""
+        self._letters.append(letter)
+        return self._stop
+
+    def take(self) -> list[Any]:
+        """All letters since the last call."""
+        letters, self._letters = self._letters, []
+        return letters
+
+    def stop(self) -> None:
+        """Ask the ranks to stop."""
+        self._stop = True
+
+    def stop_requested(self) -> bool:
+        """Whether the ranks are asked to stop."""
+        return self._stop
+
+
+class _RayReporter:
+    """Reports through the mailbox without waiting for it."""
+
+    def __init__(self, mailbox: ActorHandle) -> None:
+        self._mailbox = mailbox
+        self._answer: Any = None
+        self._stop = False
+
+    def emit(self, event: Event) -> None:
+        self._mailbox.put.remote(event)
+
+    def stop_requested(self) -> bool:
+        """The newest answer that has arrived; a question is always on its way."""
+        import ray
+
+        if self._answer is None:
+            self._answer = self._mailbox.stop_requested.remote()
+        ready, _ = ray.wait([self._answer], timeout=0)
+        if ready:
+            self._stop = self._stop or ray.get(self._answer)
+            self._answer = None
+        return self._stop
+
+    def checkpoint_saved(self, path: Path | None, *, step: int) -> None:
+        """Let Ray Train know the checkpoint; it lies in the run's storage already, so nothing is copied."""
+        from ray.train import Checkpoint, CheckpointUploadMode, report
+
+        checkpoint = None if path is None else Checkpoint.from_directory(str(path))
+        report({"step": step}, checkpoint=checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
+
+
+def run(
+    assignment: Assignment,
+    job: JobSpec,
+    *,
+    on_event: Callable[[Event], None],
+    stop: StopSignal,
+    address: str | None,
+) -> Outcome:
+    """Run all ranks as Ray Train workers.
+
+    Args:
+        assignment: what each rank is given.
+        job: the same job, read.
+        on_event: called in this process with what the ranks report.
+        stop: the user's request to stop.
+        address: of a running cluster; None starts one on this machine for the time of the run.
+
+    Raises:
+        RunFailedError: the cluster cannot be reached, or training failed more often than the job allows.
+    """
+    with _cluster(address, job):
+        import ray
+
+        mailbox = ray.remote(_Mailbox).options(num_cpus=0).remote()
+        fit = _Fit(assignment, job, mailbox)
+        with stop:
+            return _follow(fit, mailbox, on_event=on_event, stop=stop)
+
+
+def _follow(fit: _Fit, mailbox: Any, *, on_event: Callable[[Event], None], stop: StopSignal) -> Outcome:
+    """Pass events on until training has ended; a rank that refuses what the user wrote ends it at once."""
+    import ray
+
+    fit.thread.start()
+    outcome: Outcome | None = None
+    errors: list[RankError] = []
+    asked = False
+    while True:
+        if stop.requested and not asked:
+            mailbox.stop.remote()
+            asked = True
+        ended = not fit.thread.is_alive()
+        for letter in ray.get(mailbox.take.remote()):
+            if isinstance(letter, Outcome):
+                outcome = letter
+            elif isinstance(letter, RankError):
+                errors.append(letter)
+            else:
+                on_event(letter)
+        refusal = next((error for error in errors if error.bad_input), None)
+        if refusal is not None:
+            raise RunFailedError(str(refusal), bad_input=True)
+        if ended:
+            if fit.error is not None:
+                reason = str(errors[-1]) if errors else _first_line(fit.error)
+                raise RunFailedError(f"training failed on the Ray workers: {reason}") from fit.error
+            assert outcome is not None  # rank 0 leaves it before it returns
+            return outcome
+        time.sleep(_POLL_S)
+
+
+class _Fit:
+    """Ray Train's blocking `fit` in a thread, so that Ctrl-C stays ours."""
+
+    def __init__(self, assignment: Assignment, job: JobSpec, mailbox: ActorHandle) -> None:
+        self.error: Exception | None = None
+        self._trainer = _make_trainer(assignment, job, mailbox)
+        self.thread = threading.Thread(target=self._run, daemon=True, name="ray-train-fit")
+
+    def _run(self) -> None:
+        from ray.exceptions import RayError
+        from ray.train import TrainingFailedError
+
+        try:
+            self._trainer.fit()
+        except (TrainingFailedError, RayError, RuntimeError) as error:
+            self.error = error
+
+
+def _make_trainer(assignment: Assignment, job: JobSpec, mailbox: ActorHandle) -> Any:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    run_dir = Path(assignment.run_dir)
+    # Which checkpoint a run continues from is decided by our own verified store, so Ray starts without memory.
+    (run_dir / _SNAPSHOT).unlink(missing_ok=True)
+    train = job.train
+    return TorchTrainer(
+        _rank,
+        train_loop_config={"assignment": assignment, "mailbox": mailbox},
+        scaling_config=ScalingConfig(
+            num_workers=train.workers,
+            use_gpu=train.device == "cuda",
+            resources_per_worker={"CPU": 1, **({"GPU": 1} if train.device == "cuda" else {})},
+        ),
+        run_config=RunConfig(
+            name=run_dir.name,
+            storage_path=str(run_dir.parent),
+            failure_config=FailureConfig(max_failures=train.max_failures),
+        ),
+    )
+
+
+def _rank(config: dict[str, Any]) -> None:
+    """What Ray Train runs on each worker."""
+    import ray
+    from ray.train import get_context
+
+    context = get_context()
+    mailbox = config["mailbox"]
+    try:
+        outcome = train_rank(
+            config["assignment"],
+            rank=context.get_world_rank(),
+            world_size=context.get_world_size(),
+            local_rank=context.get_local_rank(),
+            reporter=_RayReporter(mailbox),
+        )
+    except RankError as error:
+        ray.get(mailbox.put.remote(error))
+        raise
+    if context.get_world_rank() == 0:
+        ray.get(mailbox.put.remote(outcome))
+
+
+@contextlib.contextmanager
+def _cluster(address: str | None, job: JobSpec) -> Iterator[None]:
+    """Connect to a cluster, or start one on this machine; leave it, or end it, at the end."""
+    for name, value in _RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise RunFailedError(
+            "Ray is not installed; install it with pip install 'ray[default,train]', or set train.backend to 'local'",
+            bad_input=True,
+        ) from error
+
+    threads = str(job.train.threads_per_worker)
+    arguments: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": "ERROR",
+        "configure_logging": False,
+        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}},
+    }
+    if address is None:
+        cpus = max(os.cpu_count() or 1, job.train.workers)
+        arguments |= {
+            "num_cpus": cpus,
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+            "_node_ip_address": "127.0.0.1",
+        }
+    else:
+        _check_reachable(address)
+        arguments["address"] = address
+    try:
+        ray.init(**arguments)
+    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+        place = f"the Ray cluster at {address}" if address else "a Ray cluster on this machine"
+        raise RunFailedError(f"{place} cannot be used: {_first_line(error)}", bad_input=True) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Fail within seconds, not minutes, where nobody listens."""
+    if address == "auto":
+        return
+    if address.startswith(("http://", "https://")):
+        raise RunFailedError(
+            f"{address} is the address of Ray's Jobs API; give it to `lowtide submit`, or give HOST:6379 here",
+            bad_input=True,
+        )
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and colon and port.isdigit()):
+        raise RunFailedError(
+            f"--address must be HOST:PORT, ray://HOST:PORT or auto, got {address!r}", bad_input=True
+        )
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise RunFailedError(
+            f"no Ray cluster answers at {address} ({error.strerror or error}); start one with `ray start --head`, or leave "
+            "--address out to run on this machine",
+            bad_input=True,
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,107 @@
+"""The command `lowtide`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="lowtide",
+    help="Train PyTorch models inside a memory budget.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+JobPath = Annotated[
+    Path, typer.Argument(metavar="JOB", help="A job file, for example deploy/jobs/quickstart.yaml.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON objects on stdout, for machines.")]
+
+
+@app.callback()
+def _root() -> None:
+    """Keep the verbs apart even where there is only one."""
+
+
+@app.command(epilog="Example: lowtide train deploy/jobs/quickstart.yaml --budget 60%")
+def train(
+    job: JobPath,
+    budget: Annotated[str | None, typer.Option(help="'4GiB', '60%', '50% of activations' or 'none'.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Join a Ray cluster: HOST:PORT, ray://HOST:PORT or auto.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN_DIR", help="Continue the run of this folder.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Replaces train.seed.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Replaces train.steps.")] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Replaces train.run_dir, where run folders are made.")
+    ] = None,
+    backend: Annotated[str | None, typer.Option(help="Replaces train.backend: ray or local.")] = None,
+) -> None:
+    """Plan a job, train it, and leave a run folder."""
+    with _answers(as_json=as_json):
+        from orchestrator.job import JobSpec
+
+        spec = JobSpec.load(job).with_changes(
+            budget=budget,
+            seed=seed,
+            steps=steps,
+            run_dir=None if run_dir is None else str(run_dir),
+            backend=backend,
+        )
+        # Training imports torch, which takes seconds; a wrong job file is answered before.
+        from orchestrator.launch import Options
+        from orchestrator.launch import train as train_job
+
+        options = Options(job_path=str(job), address=address, resume=resume, json_lines=as_json, quiet=quiet)
+        train_job(spec, options)
+
+
+@contextlib.contextmanager
+def _answers(*, as_json: bool) -> Iterator[None]:
+    """Turn what a command may raise into one sentence and an exit status: 1 no answer, 2 bad usage, 130 Ctrl-C."""
+    from orchestrator.failures import RunFailedError
+    from planner.errors import InfeasibleError
+
+    try:
+        yield
+    except InfeasibleError as error:
+        _leave(str(error), 1, as_json=as_json, smallest_feasible_bytes=error.smallest_feasible_bytes)
+    except RunFailedError as error:
+        _leave(str(error), 2 if error.bad_input else 1, as_json=as_json)
+    except ValueError as error:
+        _leave(str(error), 2, as_json=as_json)
+    except KeyboardInterrupt:
+        _leave("interrupted", 130, as_json=as_json)
+
+
+def _leave(message: str, status: int, *, as_json: bool, **more: object) -> None:
+    if as_json:
+        typer.echo(json.dumps({"event": "error", "message": message, **more}))
+    typer.echo(f"lowtide: {message}", err=True)
+    raise typer.Exit(status)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    logging.basicConfig(
+        level=logging.WARNING, format="lowtide: %(levelname)s: %(message)s", stream=sys.stderr
+    )
+    app()
+
+
+if __name__ == "__main__":
+    main()

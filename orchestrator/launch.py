@@ -1,0 +1,186 @@
+"""From a job to a finished run folder: plan, start the ranks, follow them, sum up."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.backends import local, ray_cluster
+from orchestrator.backends.protocol import Backend, RunFailedError
+from orchestrator.job import JobSpec
+from orchestrator.metrics import Event, MetricsLog
+from orchestrator.planning import plan_job
+from orchestrator.progress import Display, describe_noise, printable, write_line
+from orchestrator.run_folder import RunFolder, describe_machine
+from orchestrator.stopping import StopSignal
+from orchestrator.worker import Assignment, Outcome
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run is started and shown.
+
+    Attributes:
+        address: of a running Ray cluster; None starts one where the job asks for Ray.
+        resume: folder of the run to continue; None starts a new one.
+        json_lines: one JSON object a step and one at the end on stdout, instead of words.
+        quiet: no progress on stderr.
+        job_path: as the user wrote it, to say how to continue.
+    """
+
+    job_path: str
+    address: str | None = None
+    resume: Path | None = None
+    json_lines: bool = False
+    quiet: bool = False
+
+
+@dataclass
+class _Follower:
+    """Writes, prints and shows what the ranks report; remembers the last step."""
+
+    log: MetricsLog
+    display: Display
+    json_lines: bool
+    last_step: Event | None = field(default=None)
+
+    def __call__(self, event: Event) -> None:
+        self.log.append(event)
+        if event["event"] == "step":
+            self.last_step = event
+            if self.json_lines:
+                write_line(json.dumps(printable(event)))
+        self.display.show(event)
+
+
+def train(job: JobSpec, options: Options) -> bool:
+    """Train a job; results on stdout, progress on stderr, everything in the run's folder.
+
+    Returns:
+        Whether training reached its last step; False where the user stopped it.
+
+    Raises:
+        WorkloadError, planner.InfeasibleError, RunFailedError: see there.
+    """
+    resumed = options.resume is not None
+    folder = (
+        RunFolder.reopen(options.resume, job)
+        if options.resume
+        else RunFolder.create(Path(job.train.run_dir), job.name)
+    )
+    with Display(job.train.steps, quiet=options.quiet or options.json_lines) as display:
+        display.say(f"run folder {folder.path}")
+        record = functools.partial(folder.write_record, job, hardware=describe_machine(job.hardware))
+        record(status="planning")
+        plan = plan_job(job, folder, display)
+        if plan is not None and not options.json_lines:
+            for line in plan.lines:
+                write_line(line)
+        record(status="running")
+        follower = _Follower(MetricsLog(folder.metrics), display, options.json_lines)
+        assignment = Assignment(
+            job=job.to_data(),
+            folder=str(job.model.folder),
+            run_dir=str(folder.path),
+            plan=None if plan is None else plan.json_text,
+        )
+        hint = f"lowtide train {options.job_path} --resume {folder.path}"
+        stop = StopSignal(
+            lambda: display.warn(
+                f"stopping after this step; Ctrl-C again ends at once. Continue with: {hint}"
+            )
+        )
+        try:
+            outcome = _backend(job, options)(assignment, job, on_event=follower, stop=stop)
+        except RunFailedError as error:
+            record(status="failed", error=str(error))
+            if folder.checkpoints.is_dir() and not error.bad_input:
+                raise RunFailedError(f"{error}. Continue with: {hint}") from error
+            raise
+        except KeyboardInterrupt:
+            record(status="interrupted")
+            raise
+    summary = _summary(outcome, follower, job, folder)
+    record(status="finished" if outcome.finished else "stopped", resumed=resumed, result=summary)
+    _draw(folder, follower, plan)
+    _print_summary(summary, options, hint, finished=outcome.finished)
+    return outcome.finished
+
+
+def _backend(job: JobSpec, options: Options) -> Backend:
+    if job.train.backend == "local":
+        if options.address is not None:
+            raise RunFailedError(
+                "--address needs train.backend 'ray', got 'local'; use --backend ray", bad_input=True
+            )
+        return local.run
+    return functools.partial(ray_cluster.run, address=options.address)
+
+
+def _summary(outcome: Outcome, follower: _Follower, job: JobSpec, folder: RunFolder) -> dict[str, Any]:
+    """The run's last object: the numbers of its last step and what came of it."""
+    last = follower.last_step or {}
+    keys = ("loss", "measured_peak_bytes", "predicted_peak_bytes", "noise_scale", "noise_scale_interval")
+    return {
+        "event": "end",
+        "step": outcome.step,
+        **{key: last.get(key) for key in keys},
+        "noise_scale_reliable": last.get("noise_scale_reliable", False),
+        "noise_scale_reason": last.get("noise_scale_reason", ""),
+        "global_batch": job.global_batch,
+        "recommended_batch": recommended_batch(
+            last.get("noise_scale"), unit=job.micro_batch * job.train.workers
+        ),
+        "validation_before": outcome.validation_before,
+        "validation_after": outcome.validation_after,
+        "finished": outcome.finished,
+        "run_dir": str(folder.path),
+    }
+
+
+def recommended_batch(noise_scale: float | None, *, unit: int) -> int | None:
+    """The noise scale in whole micro-batches of all ranks, at least one.
+
+    Near B = B_simple, doubling the batch stops saving as many steps as it costs samples: the end of perfect scaling.
+
+    >>> recommended_batch(70.0, unit=16)
+    64
+    >>> recommended_batch(3.0, unit=16)
+    16
+    """
+    if noise_scale is None or not 0 < noise_scale < float("inf"):
+        return None
+    return max(1, round(noise_scale / unit)) * unit
+
+
+def _draw(folder: RunFolder, follower: _Follower, plan: Any) -> None:
+    from orchestrator.plots import loss_figure
+
+    events = follower.log.read()
+    if any(event["event"] == "step" for event in events):
+        loss_figure(events).savefig(folder.loss_figure, dpi=150)
+
+
+def _print_summary(summary: dict[str, Any], options: Options, hint: str, *, finished: bool) -> None:
+    if options.json_lines:
+        write_line(json.dumps(printable(summary)))
+        return
+    before, after = summary["validation_before"], summary["validation_after"]
+    if before is not None and after is not None:
+        write_line(f"validation loss       {before:.4f} before, {after:.4f} after step {summary['step']}")
+    write_line(f"recommended batch     {_recommendation(summary)}")
+    write_line(f"run folder            {summary['run_dir']}")
+    if not finished:
+        write_line(f"stopped at step {summary['step']}; continue with: {hint}")
+
+
+def _recommendation(summary: dict[str, Any]) -> str:
+    if summary["recommended_batch"] is None:
+        return f"none: {summary['noise_scale_reason'] or 'the noise scale was not measured'}"
+    text = f"{summary['recommended_batch']} samples a step (now {summary['global_batch']}; noise scale {describe_noise(summary)})"
+    return (
+        text if summary["noise_scale_reliable"] else f"{text}; not reliable: {summary['noise_scale_reason']}"
+    )

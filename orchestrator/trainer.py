@@ -1,0 +1,244 @@
+"""The training loop of one rank: accumulate, measure the noise, step, log, validate, checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from orchestrator import randomness
+from orchestrator.checkpoint import CheckpointStore
+from orchestrator.data import (
+    BatchLayout,
+    MapDataset,
+    SampleStream,
+    check_batch,
+    collate,
+    rank_batches,
+    validation_indices,
+)
+from orchestrator.job import JobSpec
+from orchestrator.metrics import Reporter, StepRecord
+from orchestrator.ranks import Ranks
+from planner.workload import BatchSpec
+
+logger = logging.getLogger(__name__)
+
+
+class Stateful(Protocol):
+    """Something that a checkpoint keeps."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None: ...
+
+
+class Schedule(Stateful, Protocol):
+    """A learning-rate schedule: one call a step."""
+
+    def step(self) -> None: ...
+
+
+@dataclass
+class Progress:
+    """What changes from step to step beside tensors.
+
+    Attributes:
+        step: optimizer steps done.
+        samples_seen: position in the stream of training samples.
+        validation_before: mean validation loss before the first step.
+        validation_after: mean validation loss when it was last measured.
+    """
+
+    step: int = 0
+    samples_seen: int = 0
+    validation_before: float | None = None
+    validation_after: float | None = None
+
+
+@dataclass
+class Trainer:
+    """One rank's training. `run` is the loop; everything that it needs is made by worker.py.
+
+    Attributes:
+        job: what to do.
+        ranks: who else takes part.
+        step_module: (inputs, targets) -> scalar loss; planned and wrapped for data parallelism as the job says.
+        plain_module: the same parameters without plan and wrapping; validates.
+        model: the part of it whose state is checkpointed.
+    """
+
+    job: JobSpec
+    ranks: Ranks
+    step_module: nn.Module
+    plain_module: nn.Module
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    train_set: MapDataset
+    validation_set: MapDataset
+    reporter: Reporter
+    store: CheckpointStore
+    predicted_peak_bytes: int | None
+    progress: Progress = field(default_factory=Progress)
+
+    def __post_init__(self) -> None:
+        train = self.job.train
+        self.layout = BatchLayout(self.job.micro_batch, train.accumulation, self.ranks.world_size)
+        self.stream = SampleStream(len(self.train_set), seed=train.seed, shuffle=train.shuffle)
+        self.parameters = [
+            parameter for parameter in self.plain_module.parameters() if parameter.requires_grad
+        ]
+
+    def run(self) -> bool:
+        """Train to the job's last step.
+
+        Returns:
+            False where the run was asked to stop before; a checkpoint of that step is then on disk.
+        """
+        train = self.job.train
+        if self.progress.step == 0:
+            self.progress.validation_before = self._validate()
+        while self.progress.step < train.steps:
+            stop = self._step()
+            step, last = self.progress.step, self.progress.step == train.steps
+            if last or (train.validate_every and step % train.validate_every == 0):
+                self.progress.validation_after = self._validate()
+            if last or stop or (train.checkpoint_every and step % train.checkpoint_every == 0):
+                self._save()
+            if stop and not last:
+                return False
+        return True
+
+    def _step(self) -> bool:
+        """One optimizer step over the global batch; True where any rank was asked to stop."""
+        started_s = time.perf_counter()
+        learning_rate = float(self.optimizer.param_groups[0]["lr"])
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self._accumulate()
+        norm = self._clip()
+        self.optimizer.step()
+        self.schedule.step()
+        self.progress.step += 1
+        self.progress.samples_seen += self.layout.global_batch
+        rows = self.ranks.gather([loss, float(self.reporter.stop_requested())])
+        if self.ranks.is_first:
+            elapsed_s = time.perf_counter() - started_s
+            record = StepRecord(
+                step=self.progress.step,
+                loss=sum(row[0] for row in rows) / len(rows),
+                learning_rate=learning_rate,
+                samples_seen=self.progress.samples_seen,
+                samples_per_s=self.layout.global_batch / elapsed_s,
+                gradient_norm=norm,
+                measured_peak_bytes=None,
+                measured_peak_bytes_by_rank=(),
+                predicted_peak_bytes=self.predicted_peak_bytes,
+                noise_scale=None,
+                noise_scale_interval=None,
+                noise_scale_reliable=False,
+                noise_scale_reason="",
+            )
+            self.reporter.emit(record.to_event())
+        return any(row[1] for row in rows)
+
+    def _accumulate(self) -> float:
+        """Gradients of the mean loss over this rank's micro-batches; returns that mean."""
+        total = 0.0
+        for micro in range(self.layout.accumulation):
+            inputs, targets = self._micro_batch(micro)
+            with self._synchronized(micro == self.layout.accumulation - 1):
+                loss = self.step_module(inputs, targets)
+                (loss / self.layout.accumulation if self.layout.accumulation > 1 else loss).backward()
+            total += loss.item()
+        return total / self.layout.accumulation
+
+    @contextlib.contextmanager
+    def _synchronized(self, last: bool) -> Iterator[None]:
+        """Reduce gradients over the ranks in the last micro-batch only."""
+        if last or not isinstance(self.step_module, DistributedDataParallel):
+            yield
+        else:
+            with self.step_module.no_sync():
+                yield
+
+    def _micro_batch(self, micro: int) -> tuple[Any, Any]:
+        start = self.layout.start(self.progress.samples_seen, micro=micro, rank=self.ranks.rank)
+        indices = self.stream.indices(start, self.layout.micro_batch)
+        inputs, targets = collate(self.train_set, indices, device=self.ranks.device)
+        assert isinstance(self.job.batch, BatchSpec)  # JobSpec.micro_batch refuses the other kind
+        check_batch(inputs, self.job.batch.inputs, what="the input")
+        if self.job.batch.targets is not None:
+            check_batch(targets, self.job.batch.targets, what="the target")
+        return inputs, targets
+
+    def _clip(self) -> float | None:
+        if self.job.train.clip_norm is None:
+            return None
+        return float(nn.utils.clip_grad_norm_(self.parameters, self.job.train.clip_norm))
+
+    @torch.no_grad()
+    def _validate(self) -> float:
+        """Mean loss per sample over a fixed part of the validation set, all ranks together."""
+        wanted = self.job.train.validation_batches * self.layout.micro_batch * self.ranks.world_size
+        indices = validation_indices(len(self.validation_set), wanted=wanted)
+        total, count = 0.0, 0
+        self.plain_module.eval()
+        for batch in rank_batches(
+            indices,
+            micro_batch=self.layout.micro_batch,
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
+        ):
+            inputs, targets = collate(self.validation_set, batch, device=self.ranks.device)
+            total += self.plain_module(inputs, targets).item() * len(batch)
+            count += len(batch)
+        self.plain_module.train()
+        rows = self.ranks.gather([total, float(count)])
+        loss = sum(row[0] for row in rows) / sum(row[1] for row in rows)
+        if self.ranks.is_first:
+            self.reporter.emit({"event": "validation", "step": self.progress.step, "loss": loss})
+        return loss
+
+    def _save(self) -> None:
+        """Write the state of the run; every rank takes part, rank 0 writes."""
+        states = self.ranks.gather_objects(randomness.capture_state(self.ranks.device))
+        path = None
+        if self.ranks.is_first:
+            path = self.store.save(self.state(randomness_by_rank=states), step=self.progress.step)
+            self.reporter.emit({"event": "checkpoint", "step": self.progress.step, "path": str(path)})
+        self.reporter.checkpoint_saved(path, step=self.progress.step)
+
+    def state(self, *, randomness_by_rank: list[dict[str, Any]]) -> dict[str, Any]:
+        """Everything that the rest of the run depends on."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "progress": vars(self.progress).copy(),
+            "randomness": randomness_by_rank,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from what `state` returned, on every rank."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.progress = Progress(**state["progress"])
+        saved = state["randomness"]
+        if len(saved) == self.ranks.world_size:
+            randomness.restore_state(saved[self.ranks.rank], self.ranks.device)
+        else:
+            seed = randomness.rank_seed(self.job.train.seed, rank=self.ranks.rank, step=self.progress.step)
+            randomness.seed_all(seed)
+            logger.warning(
+                "resumed on %d ranks instead of %d: random numbers begin anew",
+                self.ranks.world_size,
+                len(saved),
+            )

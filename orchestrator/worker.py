@@ -1,0 +1,220 @@
+"""What one rank does, straight down: seed, build, plan, restore, train."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import planner
+from orchestrator import randomness
+from orchestrator.checkpoint import CheckpointError, CheckpointStore, load_state, step_of
+from orchestrator.data import load_datasets
+from orchestrator.job import JobSpec
+from orchestrator.metrics import Reporter
+from orchestrator.optim import build_optimizer
+from orchestrator.ranks import Ranks
+from orchestrator.techniques.schedules import build_schedule
+from orchestrator.trainer import Trainer
+from planner.errors import PlanMismatchError
+from planner.step import StepModule
+from planner.strict import WorkloadError
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What every rank of a run is given: plain values, so that it can be sent to any process.
+
+    Attributes:
+        job: the job as `JobSpec.to_data` writes it.
+        folder: what the job's file targets are relative to.
+        run_dir: the run's folder; every rank must see the same one.
+        plan: the plan as JSON; None trains without one.
+    """
+
+    job: Mapping[str, Any]
+    folder: str
+    run_dir: str
+    plan: str | None
+
+    def read_job(self) -> JobSpec:
+        """The job, its file targets resolved against `folder`."""
+        return JobSpec.from_data(self.job, folder=Path(self.folder), source="job")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a rank's training ended.
+
+    Attributes:
+        finished: False where it was stopped before its last step.
+        step: steps done.
+        validation_before: mean validation loss before the first step.
+        validation_after: mean validation loss at the end; None where it was stopped before one was measured.
+    """
+
+    finished: bool
+    step: int
+    validation_before: float | None
+    validation_after: float | None
+
+
+class RankError(RuntimeError):
+    """One rank's training failed.
+
+    Attributes:
+        bad_input: what the user wrote is the cause.
+    """
+
+    def __init__(self, message: str, bad_input: bool) -> None:
+        super().__init__(message, bad_input)
+        self.bad_input = bad_input
+
+    def __str__(self) -> str:
+        return self.args[0]
+
+
+def train_rank(
+    assignment: Assignment, *, rank: int, world_size: int, local_rank: int, reporter: Reporter
+) -> Outcome:
+    """Train as one rank of `world_size`; with several, torch's default process group must exist.
+
+    Raises:
+        RankError: whatever went wrong, in one sentence that names the rank. Where the cause is not something that the
+            user wrote, the traceback is in the run's folder.
+    """
+    forward = _ForwardWarnings(reporter, rank)
+    logging.getLogger().addHandler(forward)
+    try:
+        return _train(assignment, rank=rank, world_size=world_size, local_rank=local_rank, reporter=reporter)
+    except (WorkloadError, PlanMismatchError, CheckpointError) as error:
+        raise RankError(f"rank {rank}: {error}", bad_input=True) from error
+    except Exception as error:
+        details = Path(assignment.run_dir) / f"error-rank-{rank}.txt"
+        details.write_text(traceback.format_exc(), encoding="utf-8")
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise RankError(
+            f"rank {rank}: {reason[:500]}; the traceback is in {details}", bad_input=False
+        ) from error
+    finally:
+        logging.getLogger().removeHandler(forward)
+
+
+class _ForwardWarnings(logging.Handler):
+    """Tells whoever started the run what this project's modules warn of."""
+
+    def __init__(self, reporter: Reporter, rank: int) -> None:
+        super().__init__(logging.WARNING)
+        self._reporter = reporter
+        self._rank = rank
+        self.addFilter(
+            lambda record: record.name.partition(".")[0] in ("cost_models", "planner", "orchestrator")
+        )
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = f"rank {self._rank}: {record.getMessage()}"
+        self._reporter.emit({"event": "warning", "step": 0, "message": message})
+
+
+def _train(
+    assignment: Assignment, *, rank: int, world_size: int, local_rank: int, reporter: Reporter
+) -> Outcome:
+    job = assignment.read_job()
+    ranks = Ranks(rank=rank, world_size=world_size, device=_device(job, local_rank))
+    torch.set_num_threads(job.train.threads_per_worker)
+
+    randomness.seed_all(job.train.seed)
+    model = job.build_model(fake=False).to(ranks.device)
+    plain_module = with_loss(job, model)
+    step_module, predicted_peak_bytes = _planned(plain_module, assignment.plan)
+    if world_size > 1:
+        step_module = DistributedDataParallel(step_module, gradient_as_bucket_view=True)
+
+    optimizer = make_optimizer(job, model)
+    schedule = build_schedule(
+        optimizer, name=job.train.schedule.name, total_steps=job.train.steps, **job.train.schedule.settings
+    )
+    train_set, validation_set = load_datasets(job.train.data)
+    store = CheckpointStore(Path(assignment.run_dir) / "checkpoints", keep=job.train.keep_checkpoints)
+    randomness.seed_all(randomness.rank_seed(job.train.seed, rank=rank))
+    trainer = Trainer(
+        job=job,
+        ranks=ranks,
+        step_module=step_module,
+        plain_module=plain_module,
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        train_set=train_set,
+        validation_set=validation_set,
+        reporter=reporter,
+        store=store,
+        predicted_peak_bytes=predicted_peak_bytes,
+    )
+    _restore(trainer, store, ranks)
+    if ranks.is_first:
+        reporter.emit({"event": "started", "step": trainer.progress.step})
+    finished = trainer.run()
+    progress = trainer.progress
+    return Outcome(finished, progress.step, progress.validation_before, progress.validation_after)
+
+
+def with_loss(job: JobSpec, model: nn.Module) -> nn.Module:
+    """(inputs, targets) -> scalar loss: the model and the job's loss, or a model that returns its own."""
+    loss = job.loss_fn()
+    return model if loss is None else StepModule(model, loss)
+
+
+def make_optimizer(job: JobSpec, module: nn.Module) -> torch.optim.Optimizer:
+    """The job's optimizer, without weight decay and layer adaptation for biases and normalization.
+
+    Raises:
+        WorkloadError: its name, a hyperparameter or a value is wrong.
+    """
+    try:
+        return build_optimizer(job.optimizer.name, module, **job.optimizer.hyper)
+    except ValueError as error:
+        raise WorkloadError(f"optimizer: {error}") from error
+
+
+def _planned(module: nn.Module, plan_json: str | None) -> tuple[nn.Module, int | None]:
+    if plan_json is None:
+        return module, None
+    plan = planner.Plan.from_json(plan_json)
+    return planner.apply(module, plan), plan.predicted_peak_bytes
+
+
+def _restore(trainer: Trainer, store: CheckpointStore, ranks: Ranks) -> None:
+    """Continue from the newest valid checkpoint, if there is one; rank 0 chooses for all."""
+    chosen = None
+    if ranks.is_first:
+        store.remove_partial()
+        chosen = store.newest_valid()
+    chosen = ranks.from_first(chosen)
+    if chosen is None:
+        return
+    if not chosen.is_dir():
+        raise CheckpointError(
+            f"rank {ranks.rank} does not see {chosen}; train.run_dir must be storage that all nodes share"
+        )
+    trainer.restore(load_state(chosen))
+    assert trainer.progress.step == step_of(chosen)
+
+
+def _device(job: JobSpec, local_rank: int) -> torch.device:
+    if job.train.device == "cpu":
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise WorkloadError(
+            f"train.device is 'cuda' but this node has {torch.cuda.device_count()} CUDA devices for local rank "
+            f"{local_rank}; use 'cpu' or fewer workers per node"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)

@@ -1,0 +1,292 @@
+"""Workload: the model, batch, loss, optimizer, budget and hardware that a YAML file names."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import re
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+
+from cost_models.units import parse_seconds
+from planner.problem import Budget
+from planner.strict import StrictModel, WorkloadError, sentence, unknown_name
+from planner.targets import TargetSpec
+from planner.yaml_reader import read_yaml
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+logger = logging.getLogger(__name__)
+
+OPTIMIZER_GROUP = "lowtide.optimizers"
+_TRAIN_KEY = "train"
+_DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+
+
+class TensorSpec(StrictModel):
+    """One tensor of a batch: its shape, its dtype and, for integers, the exclusive bound of its values."""
+
+    shape: tuple[Annotated[int, Field(strict=True, ge=0)], ...]
+    dtype: str = "float32"
+    high: Annotated[int, Field(strict=True, gt=0)] | None = None
+
+    @field_validator("dtype")
+    @classmethod
+    def _known_dtype(cls, dtype: str) -> str:
+        if dtype not in _DTYPES:
+            raise ValueError(unknown_name("dtype", dtype, list(_DTYPES)))
+        return dtype
+
+    def example(self, *, seed: int) -> torch.Tensor:
+        """A tensor of this kind: standard normal values, or integers below `high` (2 where none is given)."""
+        import torch
+
+        generator = torch.Generator().manual_seed(seed)
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        if dtype.is_floating_point:
+            return torch.randn(self.shape, generator=generator).to(dtype)
+        return torch.randint(self.high or 2, self.shape, generator=generator).to(dtype)
+
+
+def _tensors_kind(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "list"
+    if isinstance(value, TensorSpec) or (isinstance(value, Mapping) and "shape" in value):
+        return "tensor"
+    return "mapping"
+
+
+Tensors = Annotated[
+    Annotated[TensorSpec, Tag("tensor")]
+    | Annotated[tuple[TensorSpec, ...], Tag("list")]
+    | Annotated[dict[str, TensorSpec], Tag("mapping")],
+    Discriminator(_tensors_kind),
+]
+
+
+class BatchSpec(StrictModel):
+    """The inputs of the model and the targets of its loss, tensor by tensor. Dim 0 is the batch."""
+
+    inputs: Tensors
+    targets: Tensors | None = None
+
+
+def _batch_kind(value: Any) -> str:
+    named = isinstance(value, str | TargetSpec) or (isinstance(value, Mapping) and "target" in value)
+    return "callable" if named else "spec"
+
+
+class OptimizerSpec(StrictModel):
+    """An optimizer by name; every other key is one of its hyperparameters."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+    @property
+    def hyper(self) -> dict[str, Any]:
+        """The hyperparameters as written."""
+        return dict(self.model_extra or {})
+
+
+class SolverSpec(StrictModel):
+    """How long the solver may take."""
+
+    time_limit: str = "20s"
+
+    @field_validator("time_limit")
+    @classmethod
+    def _seconds(cls, text: str) -> str:
+        if parse_seconds(text) <= 0:
+            raise ValueError(f"the time limit must be positive, got {text!r}")
+        return text
+
+    @property
+    def time_limit_s(self) -> float:
+        """The limit in seconds."""
+        return parse_seconds(self.time_limit)
+
+
+class Workload(StrictModel):
+    """What is planned: one training step of one model on one device.
+
+    The key `train` of a job file belongs to the orchestrator; `load` leaves it out.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    model: TargetSpec
+    batch: Annotated[
+        Annotated[BatchSpec, Tag("spec")] | Annotated[TargetSpec, Tag("callable")], Discriminator(_batch_kind)
+    ]
+    loss: TargetSpec | None = None
+    optimizer: OptimizerSpec
+    hardware: str = "host"
+    budget: str = "none"
+    solver: SolverSpec = SolverSpec()
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _budget_has_a_unit(cls, budget: Any) -> Any:
+        return check_budget(budget)
+
+    @model_validator(mode="after")
+    def _targets_need_a_loss(self) -> Self:
+        if isinstance(self.batch, BatchSpec) and self.loss is None and self.batch.targets is not None:
+            raise ValueError("batch has targets but there is no loss; give a loss as 'module:callable'")
+        return self
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """The workload that a YAML file describes.
+
+        Raises:
+            WorkloadError: the file cannot be read or does not describe one.
+        """
+        data = read_yaml(path)
+        if _TRAIN_KEY not in cls.model_fields:
+            data.pop(_TRAIN_KEY, None)
+        return cls.from_data(data, folder=Path(path).resolve().parent, source=str(path))
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any], *, folder: Path, source: str) -> Self:
+        """The workload that plain data describes; file targets are relative to `folder`."""
+        try:
+            return cls.model_validate(data, context={"folder": folder})
+        except ValidationError as error:
+            raise WorkloadError(sentence(error, source=source)) from error
+
+    def build_model(self, *, fake: bool) -> nn.Module:
+        """The model, built by the named callable.
+
+        Args:
+            fake: the caller has entered torch's fake mode, so that parameters take no memory. A constructor that looks at
+                values cannot run there: it is then built really, and a warning says so.
+
+        Raises:
+            WorkloadError: the callable fails, or returns something else than a module.
+        """
+        from torch import nn
+
+        try:
+            model = _build(self.model)
+        except WorkloadError as error:
+            if not fake or not isinstance(error.__cause__, RuntimeError | TypeError | NotImplementedError):
+                raise
+            model = _outside_of_modes(self.model)
+            logger.warning(
+                "%s cannot be built without its values (%s); it was built really and takes memory",
+                self.model.target,
+                error,
+            )
+        if not isinstance(model, nn.Module):
+            raise WorkloadError(
+                f"target {self.model.target!r} returned a {type(model).__name__}, not a torch.nn.Module"
+            )
+        return model
+
+    def example_batch(self) -> tuple[Any, Any]:
+        """(inputs, targets) as the file describes them; fake tensors where the caller has entered fake mode."""
+        if isinstance(self.batch, TargetSpec):
+            batch = self.batch.call()
+            if not (isinstance(batch, tuple) and len(batch) == 2):
+                raise WorkloadError(
+                    f"batch target {self.batch.target!r} must return the pair (inputs, targets)"
+                )
+            return batch
+        return _examples(self.batch.inputs, seed=0), _examples(self.batch.targets, seed=1)
+
+    def loss_fn(self) -> Callable[..., Any] | None:
+        """loss(output, targets) -> scalar, or None where the model returns its own loss."""
+        return None if self.loss is None else self.loss.as_function()
+
+    def optimizer_factory(self) -> Callable[[nn.Module], torch.optim.Optimizer]:
+        """module -> optimizer, from the entry points of `lowtide.optimizers` or from torch.optim.
+
+        Raises:
+            WorkloadError: no optimizer has this name.
+        """
+        name, hyper = self.optimizer.name, self.optimizer.hyper
+        known = optimizer_classes()
+        if name not in known:
+            raise WorkloadError(unknown_name("optimizer", name, list(known)))
+
+        def build(module: nn.Module) -> torch.optim.Optimizer:
+            try:
+                return known[name](module.parameters(), **hyper)
+            except (TypeError, ValueError) as error:
+                raise WorkloadError(
+                    f"optimizer {name!r} refuses {hyper}: {error}. Correct its keys"
+                ) from error
+
+        return build
+
+
+def check_budget(budget: Any) -> str:
+    """A budget as the planner reads it: bytes with a unit, a percentage, or "none".
+
+    Raises:
+        ValueError: a bare number, an unknown unit, or a number that is not positive.
+    """
+    if not isinstance(budget, str):
+        raise ValueError(
+            f"a budget needs a unit, got {budget!r}; write '4GiB', '60%', '50% of activations' or 'none'"
+        )
+    Budget.parse(budget)
+    return budget
+
+
+def optimizer_classes() -> dict[str, type[torch.optim.Optimizer]]:
+    """Every known optimizer by name: the entry points of `lowtide.optimizers`, then torch.optim in snake case."""
+    import torch
+
+    known: dict[str, type[torch.optim.Optimizer]] = {
+        re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", "_", key).lower(): kind
+        for key, kind in vars(torch.optim).items()
+        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
+    }
+    return known | {point.name: point.load() for point in importlib.metadata.entry_points(group=OPTIMIZER_GROUP)}
+
+
+def _examples(tensors: Any, *, seed: int) -> Any:
+    if tensors is None:
+        return None
+    if isinstance(tensors, TensorSpec):
+        return tensors.example(seed=seed)
+    if isinstance(tensors, tuple):
+        return tuple(spec.example(seed=seed + 2 * index) for index, spec in enumerate(tensors))
+    return {name: spec.example(seed=seed + 2 * index) for index, (name, spec) in enumerate(tensors.items())}
+
+
+def _build(target: TargetSpec) -> Any:
+    try:
+        return target.call()
+    except WorkloadError:
+        raise
+    except Exception as error:  # the user's constructor may raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise WorkloadError(f"target {target.target!r} failed: {reason}. Correct its kwargs") from error
+
+
+def _outside_of_modes(target: TargetSpec) -> Any:
+    """Build in a fresh thread: torch's modes belong to the thread that entered them."""
+    built: list[Any] = []
+    failures: list[WorkloadError] = []
+
+    def run() -> None:
+        try:
+            built.append(_build(target))
+        except WorkloadError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
+    return built[0]
