@@ -24,35 +24,17 @@ from torch._functorch._aot_autograd.schemas import JointWithDescriptors
 from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 
 from planner.errors import CaptureError
 from planner.graph import Graph, digest_of
+from planner.plan_file import Signature
 from planner.reading import FlatOutput, OutputRole, Reading, Traced, read_joint, stitch
 
 _log = logging.getLogger(__name__)
+TORCH_VERSION = torch.__version__.split("+")[0]
 _HERE = Path(__file__).resolve().parent
 _TORCH = Path(torch.__file__).resolve().parent
-
-
-@dataclass(frozen=True)
-class Signature:
-    """What a plan is valid for, in words that an error can compare one by one.
-
-    Attributes:
-        torch_version: of the capture; operators differ between releases.
-        training: mode of the module.
-        device: type of the device that the step runs on.
-        inputs: "name: dtype [shape]" of every tensor of the batch.
-        parameters: the same for every parameter and buffer, with "(frozen)" where no gradient is asked.
-        model_digest: SHA-256 of the model's joint graph.
-    """
-
-    torch_version: str
-    training: bool
-    device: str
-    inputs: tuple[str, ...]
-    parameters: tuple[str, ...]
-    model_digest: str
 
 
 @dataclass(frozen=True)
@@ -144,6 +126,8 @@ def traced_of(module: fx.GraphModule) -> Traced:
     outputs = []
     for node, desc in zip(output.args[0], output.meta["desc"], strict=True):
         match desc:
+            case None:  # the gradient of an input that has none
+                outputs.append(FlatOutput(OutputRole.GRADIENT, node, None))
             case GradAOTOutput():
                 outputs.append(FlatOutput(OutputRole.GRADIENT, node, _input_index(desc.grad_of)))
             case InputMutationAOTOutput():
@@ -176,7 +160,7 @@ def _input_index(desc: Any) -> int | None:
 def _storages(val: Any) -> tuple[tuple[int, int], ...]:
     """(identity, bytes) of the storage of every tensor in a traced value."""
     tensors = [leaf for leaf in pytree.tree_leaves(val) if isinstance(leaf, torch.Tensor)]
-    return tuple((t.untyped_storage()._cdata, storage_bytes(t)) for t in tensors)
+    return tuple((storage_key(t), storage_bytes(t)) for t in tensors)
 
 
 def _is_opaque(target: Any) -> bool:
@@ -197,21 +181,33 @@ def call_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def signature_of(joint: JointWithDescriptors, model: nn.Module, inputs: Any) -> Signature:
     """What the joint graph was captured from."""
-    leaves = pytree.tree_flatten_with_path(call_arguments(inputs))[0]
-    tensors = [(pytree.keystr(path[1:]), leaf) for path, leaf in leaves]
-    parameters = [*model.named_parameters(), *model.named_buffers()]
-    device = next((p.device.type for _, p in parameters), "cpu")
     return Signature(
-        torch_version=torch.__version__.split("+")[0],
+        torch_version=TORCH_VERSION,
         training=model.training,
-        device=device,
-        inputs=tuple(f"{name}: {describe(leaf)}" for name, leaf in tensors),
-        parameters=tuple(
-            f"{name}: {describe(t)}" + (" (frozen)" if isinstance(t, nn.Parameter) and not t.requires_grad else "")
-            for name, t in parameters
-        ),
+        device=device_of(model),
+        inputs=input_words(inputs),
+        parameters=parameter_words(model),
         model_digest=digest_of(_graph_rows(joint.graph_module)),
     )
+
+
+def device_of(model: nn.Module) -> str:
+    """Type of the device of the model's first parameter."""
+    return next((p.device.type for p in model.parameters()), "cpu")
+
+
+def parameter_words(model: nn.Module) -> tuple[str, ...]:
+    """ "name: dtype [shape]" of every parameter and buffer, "(frozen)" where no gradient is asked."""
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return tuple(f"{name}: {describe(t)}" + " (frozen)" * (name in frozen) for name, t in tensors)
+
+
+def input_words(inputs: Any) -> tuple[str, ...]:
+    """ "name: dtype [shape]" of every leaf of a model's inputs."""
+    args, kwargs = call_arguments(inputs)
+    leaves = pytree.tree_flatten_with_path((list(args), kwargs))[0]
+    return tuple(f"{pytree.keystr(path[1:])}: {describe(leaf)}" for path, leaf in leaves)
 
 
 def describe(leaf: Any) -> str:
@@ -224,6 +220,11 @@ def describe(leaf: Any) -> str:
 def storage_bytes(tensor: torch.Tensor) -> int:
     """Bytes of the storage below a tensor."""
     return tensor.untyped_storage().nbytes()
+
+
+def storage_key(tensor: torch.Tensor) -> int:
+    """Identity of the storage below a tensor, while it lives."""
+    return tensor.untyped_storage()._cdata
 
 
 def fake_mode_of(model: nn.Module, batch: Any) -> FakeTensorMode:

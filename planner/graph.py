@@ -26,7 +26,6 @@ class ValueKind(Enum):
     ACTIVATION = "activation"  # nothing
     OUTPUT = "output"  # the caller: a forward output lives to the end of the step
     GRADIENT = "gradient"  # the caller: a returned gradient lives to the end of the step
-    TANGENT = "tangent"  # autograd: a gradient handed to backward lives to its end
 
 
 @dataclass(frozen=True, slots=True)

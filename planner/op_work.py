@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import flop_registry
 
 from cost_models.work import DTYPES, Work, WorkKind
@@ -68,10 +67,10 @@ def work_of(call: fx.Node) -> Work:
     """
     name = str(getattr(call.target, "overloadpacket", call.target)).removeprefix("aten.")
     out = call.meta.get("val")
-    args, kwargs = pytree.tree_map_only(fx.Node, lambda n: n.meta.get("val"), (call.args, call.kwargs))
-    reads = [n.meta.get("val") for n in call.all_input_nodes]
-    inputs = [t for t in pytree.tree_leaves(reads) if isinstance(t, torch.Tensor)]
-    outputs = [t for t in pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
+    args = fx.node.map_arg(call.args, lambda n: n.meta.get("val"))
+    kwargs = fx.node.map_arg(call.kwargs, lambda n: n.meta.get("val"))
+    inputs = _tensors([n.meta.get("val") for n in call.all_input_nodes])
+    outputs = _tensors(out)
     kind = next((kind for fragment, kind in _KIND_BY_FRAGMENT if fragment in name), "elementwise")
     read_bytes = sum(_moved_bytes(t) for t in inputs)
     if kind == "gather" and "backward" not in name:
@@ -85,6 +84,15 @@ def work_of(call: fx.Node) -> Work:
         dtype=dtype if dtype in DTYPES else "float32",
         kind=kind,
     )
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    """The tensors in a value or in nested sequences of values."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, list | tuple):
+        return [tensor for item in value for tensor in _tensors(item)]
+    return []
 
 
 def _moved_bytes(tensor: torch.Tensor) -> int:

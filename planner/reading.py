@@ -78,6 +78,7 @@ class Reading:
         owners: for each value the FX node of the tensor that owns it.
         shows: FX node -> values that its tensors lie in; none for parameters, inputs and their views.
         views: FX nodes that only look at storage made elsewhere.
+        tangents_read: node -> plain outputs whose gradient it reads.
         output_vals: fake tensors of the plain outputs, by index.
     """
 
@@ -87,6 +88,7 @@ class Reading:
     owners: tuple[fx.Node, ...]
     shows: Mapping[fx.Node, tuple[int, ...]]
     views: frozenset[fx.Node]
+    tangents_read: Mapping[int, tuple[int, ...]]
     output_vals: tuple[Any, ...]
 
 
@@ -101,6 +103,7 @@ class _Builder:
         self.value_of_storage: dict[int, int] = {}
         self.shows: dict[fx.Node, tuple[int, ...]] = {}
         self.views: set[fx.Node] = set()
+        self.tangents_read: dict[int, tuple[int, ...]] = {}
 
 
 def read_joint(traced: Traced) -> Reading:
@@ -119,6 +122,10 @@ def read_joint(traced: Traced) -> Reading:
     calls = [n for n in traced.module.graph.nodes if n.op == "call_function" and n in needed]
     overwritten = {f.mutated for f in traced.outputs if f.mutated is not None}
     builder = _Builder()
+    for placeholder, index in traced.tangents.items():
+        # A tangent is no value of this graph: it is known by a negative number until the loss is put in.
+        builder.value_of_storage |= {key: -index - 1 for key, _ in traced.storages[placeholder]}
+        builder.shows[placeholder] = (-index - 1,)
     static = {key for n in traced.module.graph.nodes if n.op != "call_function" for key, _ in traced.storages[n]}
     backward = _backward_calls(traced, calls)
     for phase, members in (
@@ -139,6 +146,7 @@ def read_joint(traced: Traced) -> Reading:
         owners=tuple(builder.owners),
         shows=builder.shows,
         views=frozenset(builder.views),
+        tangents_read=builder.tangents_read,
         output_vals=tuple(vals),
     )
 
@@ -146,46 +154,75 @@ def read_joint(traced: Traced) -> Reading:
 def stitch(model: Reading, loss: Reading) -> Graph:
     """Put the loss's own forward and backward between the model's.
 
-    The loss runs in eager mode: its values cannot be rematerialized, and the gradients that it hands over stay
-    until backward ends, as do the model's outputs.
+    The loss runs in eager mode: its values cannot be rematerialized. The gradients that it hands over die when
+    the model's backward has read them; the model's outputs stay with the caller.
     """
-    nodes: list[Node] = []
-    values: list[Value] = []
+    joined = _Joined()
+    forward = range(model.graph.num_forward)
+    model_values: dict[int, int] = {}
+    joined.append(model.graph, forward, model_values)
+    loss_values: dict[int, int] = {}
+    joined.append(loss.graph, range(len(loss.graph.nodes)), loss_values, phase=Phase.LOSS)
+    gradients = {f.index: f.node for f in loss.traced.outputs if f.role is OutputRole.GRADIENT and f.node is not None}
+    tangents: dict[int, tuple[int, ...]] = {}
+    for placeholder, index in model.traced.tangents.items():
+        if index in gradients:
+            shown = loss.shows.get(gradients[index], ())
+            tangents[index] = tuple(loss_values[v] for v in shown if v >= 0)
+        else:
+            # Autograd fills in zeros for an output that the loss does not read.
+            size = sum(size for _, size in model.traced.storages[placeholder])
+            tangents[index] = (joined.zeros(f"zeros_{placeholder.name}", size),)
+    backward = range(len(forward), len(model.graph.nodes))
+    joined.append(model.graph, backward, model_values, tangents=tangents, reads=model.tangents_read)
+    return Graph(tuple(joined.nodes), tuple(joined.values))
 
-    def append(graph: Graph, phase: Phase | None, members: Iterable[int], new: dict[int, int]) -> None:
+
+class _Joined:
+    """Nodes and values of several graphs, renumbered."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.values: list[Value] = []
+
+    def append(
+        self,
+        graph: Graph,
+        members: Iterable[int],
+        new: dict[int, int],
+        *,
+        phase: Phase | None = None,
+        tangents: Mapping[int, tuple[int, ...]] | None = None,
+        reads: Mapping[int, tuple[int, ...]] | None = None,
+    ) -> None:
+        """Add nodes with their values; `new` maps old value numbers to new ones and grows."""
         for index in members:
             node = graph.nodes[index]
             for v in node.outputs:
                 value = graph.values[v]
-                kind = value.kind
-                if phase is not None and kind is ValueKind.GRADIENT:
-                    kind = ValueKind.TANGENT
-                new[v] = len(values)
-                values.append(dataclasses.replace(value, node=len(nodes), kind=kind))
-            nodes.append(
+                inner = phase is not None and value.kind is ValueKind.GRADIENT
+                kind = ValueKind.ACTIVATION if inner else value.kind
+                new[v] = len(self.values)
+                self.values.append(dataclasses.replace(value, node=len(self.nodes), kind=kind))
+            inputs = [new[v] for v in node.inputs]
+            for read in (reads or {}).get(index, ()):
+                inputs += (tangents or {}).get(read, ())
+            self.nodes.append(
                 dataclasses.replace(
                     node,
                     phase=phase or node.phase,
                     can_rematerialize=node.can_rematerialize and phase is None,
-                    inputs=tuple(new[v] for v in node.inputs),
+                    inputs=tuple(dict.fromkeys(inputs)),
                     outputs=tuple(new[v] for v in node.outputs),
                 )
             )
 
-    model_values: dict[int, int] = {}
-    forward = range(model.graph.num_forward)
-    append(model.graph, None, forward, model_values)
-    append(loss.graph, Phase.LOSS, range(len(loss.graph.nodes)), {})
-    given = {f.index for f in loss.traced.outputs if f.role is OutputRole.GRADIENT and f.node is not None}
-    for placeholder, index in model.traced.tangents.items():
-        if index not in given:
-            size = sum(size for _, size in model.traced.storages[placeholder])
-            name = f"zeros_{placeholder.name}"
-            values.append(Value(name, size, len(nodes), ValueKind.TANGENT))
-            work = Work(flop=0.0, read_bytes=0, written_bytes=size, dtype="float32", kind="elementwise")
-            nodes.append(Node(name, "aten.zeros", Phase.LOSS, (), (len(values) - 1,), work, False))
-    append(model.graph, None, range(len(forward), len(model.graph.nodes)), model_values)
-    return Graph(tuple(nodes), tuple(values))
+    def zeros(self, name: str, size_bytes: int) -> int:
+        """Add a node that fills one value with zeros; its number."""
+        self.values.append(Value(name, size_bytes, len(self.nodes)))
+        work = Work(flop=0.0, read_bytes=0, written_bytes=size_bytes, dtype="float32", kind="elementwise")
+        self.nodes.append(Node(name, "aten.zeros", Phase.LOSS, (), (len(self.values) - 1,), work, False))
+        return len(self.values) - 1
 
 
 def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
@@ -236,6 +273,7 @@ def _read_call(
         index = len(builder.nodes)
         made = []
         batch_norm = call.target is BATCH_NORM and bool(call.args[5])
+        builder.tangents_read[index] = tuple(-v - 1 for v in inputs if v < 0)
         for position, (key, size) in enumerate(storages):
             if key not in fresh or key in builder.value_of_storage:
                 continue
@@ -257,7 +295,7 @@ def _read_call(
                 name=call.name,
                 op=str(call.target),
                 phase=phase,
-                inputs=tuple(inputs),
+                inputs=tuple(v for v in inputs if v >= 0),
                 outputs=tuple(made),
                 work=work_of(call),
                 can_rematerialize=may_repeat and phase is Phase.FORWARD,
@@ -300,4 +338,6 @@ def _mark_held(builder: _Builder, traced: Traced) -> None:
             continue
         kind = ValueKind.GRADIENT if output.role is OutputRole.GRADIENT else ValueKind.OUTPUT
         for v in builder.shows.get(output.node, ()):
+            if v < 0:
+                continue
             builder.values[v] = dataclasses.replace(builder.values[v], kind=kind)

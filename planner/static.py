@@ -8,10 +8,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from planner.capture import Captured, fake_mode_of, fake_module, storage_bytes
+from planner.capture import (
+    Captured,
+    TorchDispatchMode,
+    fake_mode_of,
+    fake_module,
+    pytree,
+    storage_bytes,
+    storage_key,
+)
 from planner.problem import StaticMemory
 
 
@@ -84,7 +90,7 @@ def optimizer_bytes(
 
 def unique_bytes(tensors: Iterable[torch.Tensor]) -> int:
     """Bytes of the distinct storages of some tensors."""
-    storages = {t.untyped_storage()._cdata: storage_bytes(t) for t in tensors}
+    storages = {storage_key(t): storage_bytes(t) for t in tensors}
     return sum(storages.values())
 
 
@@ -99,7 +105,7 @@ class _LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         known = {
-            t.untyped_storage()._cdata
+            storage_key(t)
             for t in pytree.tree_leaves((args, kwargs))
             if isinstance(t, torch.Tensor)
         }
@@ -107,7 +113,7 @@ class _LiveBytes(TorchDispatchMode):
         for tensor in pytree.tree_leaves(out):
             if not isinstance(tensor, torch.Tensor):
                 continue
-            key = tensor.untyped_storage()._cdata
+            key = storage_key(tensor)
             if key in self._owners:
                 self._hold(tensor, key, 0)
             elif key not in known:

@@ -1,0 +1,1 @@
+"""Lowering: a plan and a module -> a module that runs exactly that plan."""

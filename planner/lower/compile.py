@@ -1,0 +1,113 @@
+"""Export a module's joint graph, check it against a plan, and compile it under the plan's schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+from torch._functorch.aot_autograd import aot_compile_joint_with_descriptors
+
+from planner.capture import (
+    TORCH_VERSION,
+    device_of,
+    export_joint,
+    fake_mode_of,
+    fake_module,
+    fake_tree,
+    input_words,
+    parameter_words,
+    signature_of,
+    traced_of,
+)
+from planner.errors import PlanMismatchError
+from planner.lower.partition import boxed, partition
+from planner.plan_file import Plan, Signature
+from planner.reading import read_joint
+
+Compiled = Callable[[list[torch.Tensor], tuple[Any, ...], dict[str, Any]], Any]
+
+
+def compile_step(model: nn.Module, inputs: Any, plan: Plan) -> tuple[list[str], Compiled]:
+    """Capture the module once more under fake tensors and compile it under the plan.
+
+    Args:
+        model: the module that will run; only its shapes are read here.
+        inputs: its inputs, as for `planner.capture.capture` without a loss.
+        plan: made for this module, batch and torch.
+
+    Returns:
+        Names of the parameters and buffers that the function takes, in order; and a function of those tensors
+        and the inputs that returns the module's outputs and runs the plan in forward and backward.
+
+    Raises:
+        PlanMismatchError: the captured graph is not the plan's.
+    """
+    with ExitStack() as stack, torch.random.fork_rng(devices=[]):
+        mode = fake_mode_of(model, inputs)
+        fake = fake_module(model, mode)
+        fake_inputs = fake_tree(inputs, mode)
+        # What the shapes already tell is said in their words, before the capture.
+        check_inputs(plan, inputs)
+        joint = export_joint(stack, fake, fake_inputs)
+        check_signature(plan.signature, signature_of(joint, fake, fake_inputs))
+        reading = read_joint(traced_of(joint.graph_module))
+        schedule = plan.schedule_of_model()
+
+        def partition_fn(module: Any, joint_inputs: Any, **_: Any) -> Any:
+            assert module is joint.graph_module, "the exported graph was changed before the partition"
+            return partition(reading, schedule)
+
+        run = aot_compile_joint_with_descriptors(
+            joint, partition_fn=partition_fn, fw_compiler=boxed, bw_compiler=boxed
+        )
+    names = [*joint.params_spec, *joint.buffers_spec]
+
+    def call(tensors: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return run(*tensors, *args, **kwargs)
+
+    return names, call
+
+
+def check_model(plan: Plan, model: nn.Module) -> None:
+    """Raise PlanMismatchError unless torch, device, parameters and buffers are those of the plan."""
+    found = plan.signature.model_copy(
+        update={
+            "torch_version": TORCH_VERSION,
+            "device": device_of(model),
+            "parameters": parameter_words(model),
+        }
+    )
+    check_signature(plan.signature, found)
+
+
+def check_inputs(plan: Plan, inputs: Any) -> None:
+    """Raise PlanMismatchError if the inputs are not those of the plan."""
+    _first_difference("input", plan.signature.inputs, input_words(inputs))
+
+
+def check_signature(planned: Signature, found: Signature) -> None:
+    """Raise PlanMismatchError with the first difference between two signatures."""
+    for name in Signature.model_fields:
+        old, new = getattr(planned, name), getattr(found, name)
+        if isinstance(old, tuple):
+            _first_difference(name.removesuffix("s"), old, new)
+        elif old != new:
+            raise PlanMismatchError(
+                f"the plan was made for another {name.replace('_', ' ')}: plan has {old}, here is {new}. "
+                "Plan again for this model, batch and torch."
+            )
+
+
+def _first_difference(what: str, old: tuple[str, ...], new: tuple[str, ...]) -> None:
+    for a, b in zip(old, new, strict=False):
+        if a != b:
+            raise PlanMismatchError(
+                f"the plan was made for another {what}: plan has {a}, here is {b}. Plan again for this one."
+            )
+    if len(old) != len(new):
+        raise PlanMismatchError(
+            f"the plan was made for {len(old)} {what}s, here are {len(new)}. Plan again for this model and batch."
+        )

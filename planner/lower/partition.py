@@ -1,0 +1,165 @@
+"""Cut a joint graph into forward and backward, in the order of a schedule, rematerializing as it says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.graph import _BoxedCodeGen
+
+from planner.reading import BATCH_NORM, OutputRole, Reading
+from planner.schedule import Compute, Free, Instruction, Schedule
+
+# In training mode batch norm's output does not depend on the running statistics that it updates: a second run
+# leaves them alone.
+_BATCH_NORM_AGAIN = torch.ops.aten._native_batch_norm_legit.no_stats
+
+
+def partition(reading: Reading, schedule: Schedule) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Forward and backward modules with the calling convention of AOTAutograd.
+
+    Forward returns the joint graph's forward outputs and then what backward needs; backward takes that and the
+    tangents. Values that the schedule holds across the cut are saved as the tensors that own them; views are
+    made again where they are read. Parameters and inputs that backward reads are passed on.
+
+    Args:
+        reading: the model's joint graph.
+        schedule: instructions over `reading.graph`, without the loss.
+
+    Returns:
+        (forward, backward).
+    """
+    graph = reading.graph
+    cut = schedule.instructions.index(Compute(graph.num_forward - 1)) + 1
+    while cut < len(schedule.instructions) and isinstance(schedule.instructions[cut], Free):
+        cut += 1
+    forward = _Half(reading, tangents=False)
+    forward.run(schedule.instructions[:cut])
+    backward = _Half(reading, tangents=True)
+    backward.run(schedule.instructions[cut:])
+    backward_module = backward.finish([f.node for f in reading.traced.outputs if f.role is OutputRole.GRADIENT])
+    outputs = [f.node for f in reading.traced.outputs if f.role is not OutputRole.GRADIENT]
+    return forward.finish([*outputs, *backward.taken]), backward_module
+
+
+class _Half:
+    """One of the two graphs while it is written.
+
+    Attributes:
+        taken: nodes of the joint graph that backward receives from forward, in order.
+    """
+
+    def __init__(self, reading: Reading, *, tangents: bool) -> None:
+        self.reading = reading
+        self.is_backward = tangents
+        self.graph = fx.Graph()
+        self.here: dict[fx.Node, fx.Node] = {}
+        self.taken: list[fx.Node] = []
+        self.returned: dict[fx.Node | None, fx.Node | None] = {}
+        self.owner_of = {node: v for v, node in enumerate(reading.owners)}
+        self.shown_by: dict[int, list[fx.Node]] = {}
+        for node, values in reading.shows.items():
+            for v in values:
+                self.shown_by.setdefault(v, []).append(node)
+        for node in reading.traced.module.graph.nodes:
+            if node.op == "placeholder" and (node in reading.traced.tangents or _is_tangent(node)) == tangents:
+                self.here[node] = self._copy(node)
+        self.anchor = next(iter(self.graph.nodes), None)
+        self.forward_calls = set(reading.calls[: reading.graph.num_forward])
+
+    def run(self, instructions: Iterable[Instruction]) -> None:
+        """Write the calls in order; a freed value is forgotten with all its views."""
+        for step in instructions:
+            if isinstance(step, Free):
+                for node in self.shown_by.get(step.value, ()):
+                    self.here.pop(node, None)
+                continue
+            call = self.reading.calls[step.node]
+            if call is None:
+                mutations = [f.node for f in self.reading.traced.outputs if f.role is OutputRole.MUTATION]
+                self.returned = {node: self.fetch(node) for node in mutations}
+            else:
+                self.emit(call, again=self.is_backward and call in self.forward_calls)
+
+    def emit(self, call: fx.Node, *, again: bool) -> None:
+        """Write one call and, right behind it, the getitems that take its outputs apart."""
+        args = fx.node.map_arg(call.args, self.fetch)
+        kwargs = fx.node.map_arg(call.kwargs, self.fetch)
+        target, num_outputs = call.target, None
+        if again and target is BATCH_NORM:
+            target, args, num_outputs = _BATCH_NORM_AGAIN, (*args[:3], *args[5:]), 3
+        new = self.here[call] = self.graph.create_node("call_function", target, args, kwargs, name=call.name)
+        new.meta = dict(call.meta)
+        for user in call.users:
+            position = user.args[1] if _is_getitem(user) else None
+            if user in self.here or position is None or (num_outputs is not None and position >= num_outputs):
+                continue
+            taken = self.graph.create_node("call_function", user.target, (new, position), {}, name=user.name)
+            taken.meta = dict(user.meta)
+            self.here[user] = taken
+
+    def fetch(self, node: fx.Node | None) -> fx.Node | None:
+        """The node of this half that stands for a node of the joint graph; views are written on demand."""
+        if node is None:
+            return None
+        if node in self.here:
+            return self.here[node]
+        if node.op == "get_attr":
+            self.here[node] = self._copy(node)
+        elif node.op == "placeholder" or node in self.owner_of:
+            self.here[node] = self._take(node)
+        elif node in self.reading.views:
+            args = fx.node.map_arg(node.args, self.fetch)
+            kwargs = fx.node.map_arg(node.kwargs, self.fetch)
+            new = self.graph.create_node("call_function", node.target, args, kwargs, name=node.name)
+            new.meta = dict(node.meta)
+            self.here[node] = new
+        else:
+            raise AssertionError(f"{node.name} is read where it is not there")
+        return self.here[node]
+
+    def finish(self, outputs: list[fx.Node | None]) -> fx.GraphModule:
+        """Close the graph; the generated code drops every name after its last use, arguments included."""
+        self.graph.output(tuple(self.returned.get(node) or self.fetch(node) for node in outputs))
+        self.graph.set_codegen(_BoxedCodeGen())
+        module = fx.GraphModule(self.reading.traced.module, self.graph)
+        module.recompile()
+        return module
+
+    def _take(self, node: fx.Node) -> fx.Node:
+        """Receive a tensor from forward."""
+        assert self.is_backward, f"{node.name} is read in forward before it is made"
+        self.taken.append(node)
+        if self.anchor is None:
+            new = self.graph.placeholder(node.name)
+        else:
+            with self.graph.inserting_before(self.anchor):
+                new = self.graph.placeholder(node.name)
+        new.meta = dict(node.meta)
+        return new
+
+    def _copy(self, node: fx.Node) -> fx.Node:
+        new = self.graph.create_node(node.op, node.target, node.args, node.kwargs, name=node.name)
+        new.meta = dict(node.meta)
+        return new
+
+
+def _is_tangent(node: fx.Node) -> bool:
+    return node.name.startswith("tangents")
+
+
+def _is_getitem(node: fx.Node) -> bool:
+    return getattr(node.target, "__name__", "") == "getitem"
+
+
+def boxed(module: fx.GraphModule, example_inputs: Any) -> Any:
+    """The generated code as a function of one list, which it empties as it reads."""
+    forward = module.forward
+
+    def call(arguments: list[Any]) -> Any:
+        return forward(arguments)
+
+    call._boxed_call = True  # type: ignore[attr-defined]
+    return call

@@ -1,0 +1,203 @@
+"""plan() and apply(): the arrows of the data path, one call each."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from cost_models.hardware import load_hardware
+from cost_models.roofline import Roofline
+from cost_models.units import format_bytes
+from planner.capture import Captured, capture
+from planner.costed import annotate
+from planner.errors import InfeasibleError
+from planner.graph import Phase
+from planner.lower.compile import check_model
+from planner.lower.module import PlannedModule
+from planner.plan_file import Plan, Provenance, instructions_of
+from planner.problem import Budget, Problem
+from planner.schedule import Compute, Schedule
+from planner.simulate import Trace, simulate
+from planner.solution import Solution, Status
+from planner.solvers.materialization import Materialization
+from planner.solvers.retain_all import RetainAll, retain_all_schedule
+from planner.static import static_memory
+
+
+def plan(
+    model: nn.Module,
+    batch: Any,
+    *,
+    loss: Callable[[Any, Any], torch.Tensor] | None = None,
+    budget: str,
+    hardware: str = "host",
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
+    world_size: int = 1,
+    accumulation: int = 1,
+    time_limit_s: float = 20.0,
+) -> Plan:
+    """Decide what the training step of a model retains and what it rematerializes.
+
+    Nothing of the model's size is allocated; parameters may be on the meta device.
+
+    Args:
+        model: in training mode.
+        batch: one micro-batch of one rank: (inputs, targets) with a loss, the inputs without one.
+        loss: ``loss(outputs, targets)`` -> scalar, run outside the planned module; None if the model returns
+            its loss.
+        budget: bytes of one rank with a unit ("4GiB"), a share of the peak with everything retained ("60%"),
+            a share of the activations at that peak ("50% of activations"), or "none".
+        hardware: exact name of a device of `cost_models`, or "host".
+        optimizer: builds the optimizer of a module; its state is charged. None charges nothing.
+        world_size: data-parallel ranks; more than one charges gradient buckets.
+        accumulation: micro-batches in one step of the optimizer.
+        time_limit_s: wall-clock seconds of the search.
+
+    Returns:
+        A plan whose replayed peak is within the budget.
+
+    Raises:
+        CaptureError: the step cannot be captured.
+        InfeasibleError: no plan was found within the budget; carries the smallest budget that works.
+        ValueError: a malformed budget, or unknown hardware.
+    """
+    asked = Budget.parse(budget)
+    cost_model = Roofline(load_hardware(hardware))
+    captured = capture(model, batch, loss=loss)
+    costed = annotate(captured.graph, cost_model)
+    static = static_memory(captured, model, optimizer=optimizer, world_size=world_size, accumulation=accumulation)
+    everything = Problem(costed, 0, static)
+    retained_all = simulate(everything, retain_all_schedule(everything))
+    problem = Problem(
+        costed,
+        asked.resolve_bytes(
+            retained_all_peak_bytes=retained_all.peak_bytes, resident_bytes=static.resident_bytes
+        ),
+        static,
+    )
+    solution = solve(problem, time_limit_s=time_limit_s)
+    assert solution.schedule is not None
+    trace = simulate(problem, solution.schedule)
+    assert trace.peak_bytes <= problem.budget_bytes, "the judge rejects the solver's schedule"
+    return _plan_of(
+        captured,
+        problem,
+        solution,
+        trace,
+        retained_all,
+        Provenance(
+            lowtide_version=importlib.metadata.version("lowtide"),
+            hardware=hardware,
+            cost_model=cost_model.name,
+            world_size=world_size,
+            accumulation=accumulation,
+        ),
+    )
+
+
+def apply(model: nn.Module, plan: Plan) -> nn.Module:
+    """The model as a module that executes the plan.
+
+    Same parameters, outputs, gradients and state dict; the step is captured again at the first call and must be
+    the plan's, or `PlanMismatchError` names the first difference.
+
+    Args:
+        model: the one that was planned, with real parameters.
+        plan: made by `plan`.
+
+    Returns:
+        A module to use like the model.
+
+    Raises:
+        PlanMismatchError: another torch, another device, other parameters.
+    """
+    check_model(plan, model)
+    return PlannedModule(model, plan)
+
+
+def solve(problem: Problem, *, time_limit_s: float) -> Solution:
+    """A schedule within the budget.
+
+    Raises:
+        InfeasibleError: none was found; carries the smallest budget that is known to work and what holds it up.
+    """
+    plain = RetainAll().solve(problem)
+    if plain.status is Status.OPTIMAL:
+        return plain
+    solver = Materialization(time_limit_s=time_limit_s)
+    solution = solver.solve(problem)
+    if solution.schedule is not None:
+        return solution
+    schedule, trace = solver.smallest_peak(problem)
+    if trace.peak_bytes <= problem.budget_bytes:
+        return Solution(
+            Status.FEASIBLE, schedule, trace.time_s, problem.costed.step_s, solution.solve_s, solver.name
+        )
+    raise infeasible(problem, schedule, trace)
+
+
+def infeasible(problem: Problem, schedule: Schedule, trace: Trace) -> InfeasibleError:
+    """The error for a budget below the smallest peak that was found."""
+    graph, static = problem.costed.graph, problem.static
+    if trace.peak_bytes == static.optimizer_step_peak_bytes:
+        owner = "the optimizer's step"
+    else:
+        step = schedule.instructions[trace.peak_instruction]
+        node = graph.nodes[step.node] if isinstance(step, Compute) else None
+        owner = f"{node.name} ({node.op}, {node.phase.value})" if node else "memory that is always there"
+    return InfeasibleError(
+        f"no plan fits {format_bytes(problem.budget_bytes)}: the smallest budget found that works is "
+        f"{format_bytes(trace.peak_bytes)} ({trace.peak_bytes} B), held up by {owner}; "
+        f"{format_bytes(static.resident_bytes)} of it are parameters, gradients, optimizer state and batch. "
+        "Raise the budget, make the batch smaller, or shard the model.",
+        budget_bytes=problem.budget_bytes,
+        smallest_feasible_bytes=trace.peak_bytes,
+        owner=owner,
+    )
+
+
+def _plan_of(
+    captured: Captured,
+    problem: Problem,
+    solution: Solution,
+    trace: Trace,
+    retained_all: Trace,
+    provenance: Provenance,
+) -> Plan:
+    graph, costed = captured.graph, problem.costed
+    assert solution.schedule is not None
+    in_loss = [node.phase is Phase.LOSS for node in graph.nodes]
+    peak_step = solution.schedule.instructions[trace.peak_instruction]
+    if trace.peak_bytes == problem.static.optimizer_step_peak_bytes or not isinstance(peak_step, Compute):
+        peak_owner = "optimizer step"
+    else:
+        peak_owner = graph.nodes[peak_step.node].name
+    return Plan(
+        graph_hash=graph.digest,
+        signature=captured.signature,
+        provenance=provenance,
+        status="optimal" if solution.status is Status.OPTIMAL else "feasible",
+        solver=solution.solver,
+        gap=solution.gap,
+        solve_s=solution.solve_s,
+        num_nodes=len(graph.nodes),
+        num_forward=graph.num_forward,
+        num_loss=sum(in_loss),
+        num_forward_values=sum(value.node < graph.num_forward for value in graph.values),
+        num_loss_values=sum(in_loss[value.node] for value in graph.values),
+        num_rematerialized=trace.num_rematerialized,
+        budget_bytes=problem.budget_bytes,
+        predicted_peak_bytes=trace.peak_bytes,
+        retained_all_peak_bytes=retained_all.peak_bytes,
+        static_bytes=problem.static.resident_bytes,
+        step_s=costed.step_s,
+        extra_time_fraction=(trace.time_s - costed.step_s) / costed.step_s if costed.step_s else 0.0,
+        peak_owner=peak_owner,
+        instructions=instructions_of(solution.schedule),
+        timeline_bytes=trace.timeline_bytes,
+        retained_all_timeline_bytes=retained_all.timeline_bytes,
+    )
