@@ -1,0 +1,306 @@
+"""Gradient noise scale B_simple = tr(Sigma) / |G|^2 from norms of small- and big-batch gradients."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from orchestrator.batch_size.noise_probes import GradientNorms, MicroBatchNoise, RankNoiseHook
+from orchestrator.batch_size.ratio_interval import PairMoments
+
+__all__ = [
+    "BatchAdvice",
+    "GradientNorms",
+    "MicroBatchNoise",
+    "NoiseScale",
+    "NoiseScaleEstimator",
+    "RankNoiseHook",
+    "recommended_batch",
+    "unbiased_moments",
+]
+
+
+def unbiased_moments(
+    small_sqnorm: float, small_batch: float, big_sqnorm: float, big_batch: float
+) -> tuple[float, float]:
+    """Unbiased |G|^2 and tr(Sigma) from one step's gradients at two batch sizes b < B.
+
+        G2  = (B |G_B|^2 - b |G_b|^2) / (B - b)
+        trS = (|G_b|^2 - |G_B|^2) / (1/b - 1/B)
+
+    Both hold in expectation only: in one step G2 may well be negative. They need E|G_b|^2 = |G|^2 + trS / b,
+    so examples drawn independently. The gradient must be a *mean* over its batch, before clipping,
+    centralization and weight decay, and free of a loss scale (which would enter squared).
+
+    Args:
+        small_sqnorm: |G_b|^2, best averaged over several gradients of b examples each.
+        small_batch: b, examples.
+        big_sqnorm: |G_B|^2.
+        big_batch: B, examples.
+
+    Returns:
+        (G2, trS); trS in the unit of G2 times examples.
+
+    >>> unbiased_moments(3.0, 1, 2.0, 2)  # |G|^2 = 1, trS = 2: 1 + 2/1 and 1 + 2/2
+    (1.0, 2.0)
+
+    Reference: McCandlish et al., 2018, arXiv 1812.06162, appendix A.1, equations A.2 and A.3.
+    """
+    g2 = (big_batch * big_sqnorm - small_batch * small_sqnorm) / (big_batch - small_batch)
+    tr_s = (small_sqnorm - big_sqnorm) / (1.0 / small_batch - 1.0 / big_batch)
+    return g2, tr_s
+
+
+@dataclasses.dataclass(frozen=True)
+class NoiseScale:
+    """An estimate of B_simple and what it rests on.
+
+    Attributes:
+        value: tr_s / g2 in the unit of the batch sizes observed; NaN where the interval has no upper end,
+            since a
+            ratio over a denominator that may be 0 says nothing.
+        interval: (low, high) with the nominal coverage; high may be inf: "at least low".
+        reliable: the interval is bounded and narrow enough to choose a batch size from.
+        reason: why it is reliable, or why not and what would help; a sentence.
+        g2: smoothed |G|^2, may be negative.
+        tr_s: smoothed tr(Sigma).
+        num_observations: steps that entered.
+    """
+
+    value: float
+    interval: tuple[float, float]
+    reliable: bool
+    reason: str
+    g2: float
+    tr_s: float
+    num_observations: int
+
+
+class NoiseScaleEstimator:
+    """Smooth one observation a step into B_simple with a confidence interval.
+
+    G2 and trS of each step are averaged separately with weights decay^age (a bias-corrected exponential
+    average: the weights are divided by their sum), and divided at the end. The interval is Fieller's for the
+    ratio of two correlated means, with Student's t at the effective number of observations minus one; see
+    `ratio_interval.py`. Its coverage is the nominal one for independent steps and norms near normal.
+    Gradients of successive steps are independent but their moments drift with training: a drift within the
+    averaging window widens the interval.
+
+    Args:
+        decay: weight of the past per step, in (0, 1]; at most (1 + decay) / (1 - decay) observations count.
+        confidence: nominal coverage, in (0, 1).
+        min_observations: fewer effective observations give no estimate; at least 5.
+        max_interval_ratio: an interval with high > this times low is unreliable; > 1.
+
+    Raises:
+        ValueError: a setting out of its range.
+
+    Reference: McCandlish et al., 2018, arXiv 1812.06162, appendix A.1; Fieller, 1954, J. R. Stat. Soc. B
+        16(2).
+    """
+
+    def __init__(
+        self,
+        *,
+        decay: float = 0.99,
+        confidence: float = 0.95,
+        min_observations: int = 10,
+        max_interval_ratio: float = 4.0,
+    ) -> None:
+        if not 0 < decay <= 1:
+            raise ValueError(f"decay must be in (0, 1], got {decay!r}")
+        if not 0 < confidence < 1:
+            raise ValueError(f"confidence must be in (0, 1), got {confidence!r}")
+        if min_observations < 5:
+            raise ValueError(f"min_observations must be at least 5, got {min_observations!r}")
+        if (1 + decay) < min_observations * (1 - decay):
+            raise ValueError(
+                f"decay {decay} averages over {(1 + decay) / (1 - decay):.1f} observations, fewer than "
+                f"min_observations = {min_observations}: raise the decay"
+            )
+        if not max_interval_ratio > 1:
+            raise ValueError(f"max_interval_ratio must be > 1, got {max_interval_ratio!r}")
+        self.decay = decay
+        self.confidence = confidence
+        self.min_observations = min_observations
+        self.max_interval_ratio = max_interval_ratio
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all observations, as after a jump of the weights."""
+        self._moments = PairMoments()  # trS over G2
+        self._num_skipped = 0
+        self._skip_reason = ""
+
+    def observe(
+        self, *, small_sqnorm: float, small_batch: float, big_sqnorm: float, big_batch: float
+    ) -> None:
+        """Take in one step; the batch sizes may change from step to step.
+
+        A step that says nothing (norms not finite, a gradient of 0, both gradients of the same batch) is
+        counted as skipped, and `estimate` gives the reason where it leaves no estimate.
+
+        Args:
+            small_sqnorm: mean squared norm of the gradients over `small_batch` examples each.
+            small_batch: b, examples.
+            big_sqnorm: squared norm of the mean of those gradients.
+            big_batch: B >= b, examples.
+
+        Raises:
+            ValueError: a negative norm, or not 0 < small_batch <= big_batch.
+        """
+        if not 0 < small_batch <= big_batch < math.inf:
+            raise ValueError(
+                f"need 0 < small_batch <= big_batch, got small_batch={small_batch!r}, big_batch={big_batch!r}"
+            )
+        if small_sqnorm < 0 or big_sqnorm < 0:
+            raise ValueError(f"a squared norm is negative: small {small_sqnorm!r}, big {big_sqnorm!r}")
+        if small_batch == big_batch:
+            self._skip(
+                f"there is only one gradient of {big_batch:g} per step (one worker without accumulation): "
+                "accumulate at least two micro-batches, or use more workers"
+            )
+        elif not (math.isfinite(small_sqnorm) and math.isfinite(big_sqnorm)):
+            self._skip(f"the gradient is not finite (squared norms {small_sqnorm!r} and {big_sqnorm!r})")
+        elif small_sqnorm == 0:
+            self._skip("the gradient is 0")
+        else:
+            g2, tr_s = unbiased_moments(small_sqnorm, small_batch, big_sqnorm, big_batch)
+            self._moments.add(tr_s, g2, decay=self.decay)
+
+    def _skip(self, reason: str) -> None:
+        self._num_skipped += 1
+        self._skip_reason = reason
+
+    def estimate(self) -> NoiseScale:
+        """The noise scale so far. Never a number without a reason to believe it; see `NoiseScale`."""
+        moments, percent = self._moments, f"{100 * self.confidence:g} %"
+        if self._num_skipped > moments.count:
+            return self._no_estimate(f"{self._num_skipped} steps said nothing: {self._skip_reason}")
+        if moments.num_effective < self.min_observations * (1 - 1e-9):
+            return self._no_estimate(
+                f"{moments.num_effective:.0f} effective observations; {self.min_observations} are needed"
+            )
+        g2, tr_s = moments.denominator, moments.numerator
+        g2_error = moments.denominator_error(self.confidence)
+        if g2 + g2_error < 0:
+            return self._no_estimate(
+                "the estimated |G|^2 is negative beyond its error: the small gradients are no independent "
+                "samples of what the big one averages (check the batch sizes given, and that all are means)"
+            )
+        if tr_s <= 0:
+            return self._no_estimate(
+                "the small gradients do not differ: no noise, or all workers see the same examples"
+            )
+        low, high = moments.ratio_interval(self.confidence)
+        if math.isinf(high):
+            reason = f"|G|^2 cannot be told from 0 at {percent}: {self._advice(g2_error)}"
+            return self._result(math.nan, (low, high), reason)
+        if low == 0:
+            reason = f"the noise tr(Sigma) cannot be told from 0 at {percent}: observe more steps"
+            return self._result(tr_s / g2, (low, high), reason)
+        reason = f"the {percent} interval spans a factor of {high / low:.3g}"
+        if high > self.max_interval_ratio * low:
+            reason += f", more than {self.max_interval_ratio:g}: {self._advice(g2_error)}"
+            return self._result(tr_s / g2, (low, high), reason)
+        return self._result(tr_s / g2, (low, high), reason, reliable=True)
+
+    def _advice(self, g2_error: float) -> str:
+        wider = "accumulate more, so that the big batch comes near the noise scale"
+        if self._moments.denominator <= 0:
+            return wider
+        # A relative half-width h spans a factor (1 + h) / (1 - h), and falls as 1 / sqrt(observations).
+        wanted = (self.max_interval_ratio - 1) / (self.max_interval_ratio + 1)
+        num_effective = self._moments.num_effective
+        num_needed = math.ceil(num_effective * max(1.0, g2_error / self._moments.denominator / wanted) ** 2)
+        advice = f"about {num_needed} observations of this kind would do"
+        if self.decay < 1 and num_needed > (1 + self.decay) / (1 - self.decay):
+            advice += f" with a decay of {1 - 2 / (num_needed + 1):.6g}"
+        return f"{advice}; or {wider}"
+
+    def _no_estimate(self, reason: str) -> NoiseScale:
+        return self._result(math.nan, (0.0, math.inf), reason)
+
+    def _result(
+        self, value: float, interval: tuple[float, float], reason: str, *, reliable: bool = False
+    ) -> NoiseScale:
+        moments = self._moments
+        return NoiseScale(
+            value=value,
+            interval=interval,
+            reliable=reliable,
+            reason=reason,
+            g2=moments.denominator if moments.count else math.nan,
+            tr_s=moments.numerator if moments.count else math.nan,
+            num_observations=moments.count,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The statistics, as plain numbers and one string; the settings are the constructor's."""
+        skipped = {"num_skipped": self._num_skipped, "skip_reason": self._skip_reason}
+        return {**dataclasses.asdict(self._moments), **skipped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`, bit for bit.
+
+        Raises:
+            ValueError: keys are missing or unknown.
+        """
+        if state.keys() != self.state_dict().keys():
+            raise ValueError(
+                f"need the keys {sorted(self.state_dict())} of a noise scale, got {sorted(state)}"
+            )
+        statistics = dict(state)
+        self._num_skipped = statistics.pop("num_skipped")
+        self._skip_reason = statistics.pop("skip_reason")
+        self._moments = PairMoments(**statistics)
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchAdvice:
+    """A batch size, or None with what to do to get one.
+
+    Attributes:
+        batch: in the unit of the noise scale.
+        reason: a sentence.
+    """
+
+    batch: int | None
+    reason: str
+
+
+def recommended_batch(estimate: NoiseScale, *, multiple_of: int = 1) -> BatchAdvice:
+    """The largest batch of the perfect-scaling region: B_simple, rounded down.
+
+    The result is the largest multiple_of * 2^k that is not above B_simple.
+
+    Up to about B_simple doubling the batch nearly halves the steps; at it, training takes twice the least
+    steps and twice the least examples; beyond, examples are wasted. B_simple stands for the critical batch
+    size only
+    roughly: it is 2 to 5 times larger for image models, and far smaller for language models trained with
+        Adam, where trying a few batch sizes from one checkpoint is the arbiter.
+
+    Args:
+        estimate: from `NoiseScaleEstimator.estimate`.
+        multiple_of: what the batch has to be a multiple of (workers times micro-batch), >= 1.
+
+    Returns:
+        No batch if the estimate is unreliable; `multiple_of` itself if the noise scale is below it.
+
+    Raises:
+        ValueError: multiple_of < 1.
+
+    Reference: McCandlish et al., 2018, arXiv 1812.06162, equation 2.12; Shallue et al., 2019, JMLR 20(112).
+    """
+    if multiple_of < 1:
+        raise ValueError(f"multiple_of must be at least 1, got {multiple_of!r}")
+    low, high = estimate.interval
+    if not estimate.reliable:
+        known = f" (it is at least {low:.3g})" if low > 0 else ""
+        return BatchAdvice(None, f"the noise scale is not known well enough{known}: {estimate.reason}")
+    measured = f"noise scale {estimate.value:.4g} (between {low:.4g} and {high:.4g})"
+    if estimate.value < multiple_of:
+        return BatchAdvice(multiple_of, f"{measured} is below the smallest possible batch, {multiple_of}")
+    batch = multiple_of * 2 ** math.floor(math.log2(estimate.value / multiple_of))
+    return BatchAdvice(batch, f"{measured}, rounded down to {multiple_of} times a power of two")

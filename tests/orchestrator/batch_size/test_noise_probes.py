@@ -1,0 +1,166 @@
+"""Norms measured while training: exact against gradients computed apart, and without changing training."""
+
+import socket
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from orchestrator.batch_size.noise_scale import MicroBatchNoise, RankNoiseHook
+
+
+def small_model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 30), nn.Tanh(), nn.Linear(30, 3))
+
+
+def batch_of(rank, step):
+    return torch.randn(8, 6, generator=torch.Generator().manual_seed(100 * step + rank))
+
+
+def loss_of(model, x):
+    return (model(x) - x[:, :3]).square().mean()
+
+
+def sqnorm(gradients):
+    return sum(gradient.double().square().sum().item() for gradient in gradients)
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def train_with_and_without_hook(rank, world_size, port, results):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+    try:
+        # A bucket of 4 kB: the model has several, and they are rebuilt after the first step.
+        plain = DistributedDataParallel(small_model(), bucket_cap_mb=0.004)
+        hooked = DistributedDataParallel(small_model(), bucket_cap_mb=0.004)
+        hook = RankNoiseHook().attach(hooked)
+        optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in (plain, hooked)]
+        for step in range(4):
+            per_rank = []
+            for other in range(world_size):
+                alone = small_model()
+                alone.load_state_dict(hooked.module.state_dict())
+                loss_of(alone, batch_of(other, step)).backward()
+                per_rank.append(sqnorm(p.grad for p in alone.parameters()))
+            for model, optimizer in zip((plain, hooked), optimizers):
+                optimizer.zero_grad()
+                if step == 3:
+                    with model.no_sync():
+                        loss_of(model, batch_of(rank, 7)).backward()
+                loss_of(model, batch_of(rank, step)).backward()
+            results[f"equal {rank} {step}"] = all(
+                torch.equal(p.grad, q.grad) for p, q in zip(plain.parameters(), hooked.parameters())
+            )
+            observed = hook.observation()
+            results[f"big {rank} {step}"] = (
+                observed.big_sqnorm.item(),
+                sqnorm(p.grad for p in hooked.parameters()),
+            )
+            if step < 3:
+                results[f"local {rank} {step}"] = (hook.local_sqnorm.item(), per_rank[rank])
+                results[f"small {rank} {step}"] = (
+                    observed.small_sqnorm.item(),
+                    sum(per_rank) / world_size,
+                )
+            for optimizer in optimizers:
+                optimizer.step()
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("world_size", [2, 3])  # 1/3 is not exact: dividing and multiplying differ there
+def test_rank_hook_measures_exactly_and_leaves_gradients_as_plain_ddp(world_size):
+    with mp.Manager() as manager:
+        shared = manager.dict()
+        context = mp.spawn(
+            train_with_and_without_hook,
+            args=(world_size, free_port(), shared),
+            nprocs=world_size,
+            join=False,
+        )
+        deadline = time.monotonic() + 60
+        while not context.join(timeout=1):  # raises what a rank raised
+            assert time.monotonic() < deadline, "the ranks hang"
+        results = dict(shared)
+    assert len(results) == world_size * (4 + 4 + 3 + 3)
+    for key, value in results.items():
+        if key.startswith("equal"):
+            assert value, f"gradients differ from plain DDP: {key}"
+        else:
+            # float32 norms of buckets against sums in float64.
+            assert value[0] == pytest.approx(value[1], rel=1e-5), key
+
+
+def test_rank_hook_without_a_backward_says_so():
+    with pytest.raises(RuntimeError, match="no gradients have been reduced yet"):
+        _ = RankNoiseHook().local_sqnorm
+
+
+@pytest.mark.parametrize("is_divided", [True, False])
+def test_micro_batch_norms_match_gradients_computed_one_by_one(is_divided):
+    num_micro, model = 4, small_model()
+    noise = MicroBatchNoise(model.parameters())
+    for step in range(2):  # twice: an observation starts afresh
+        singles = []
+        for micro in range(num_micro):
+            gradients = torch.autograd.grad(loss_of(model, batch_of(micro, step)), list(model.parameters()))
+            singles.append(gradients)
+        noise._sums.clear()  # torch.autograd.grad runs the hooks as well
+        model.zero_grad()
+        for micro in range(num_micro):
+            (loss_of(model, batch_of(micro, step)) / (num_micro if is_divided else 1)).backward()
+        observed = noise.observation(
+            num_micro_batches=num_micro, loss_factor=1 / num_micro if is_divided else 1.0
+        )
+        means = [torch.stack(gradients).double().mean(0) for gradients in zip(*singles)]
+        assert observed.small_sqnorm.item() == pytest.approx(sum(map(sqnorm, singles)) / num_micro, rel=1e-5)
+        assert observed.big_sqnorm.item() == pytest.approx(sqnorm(means), rel=1e-5)
+
+
+def test_micro_batch_norms_count_a_shared_parameter_once():
+    layer = nn.Linear(4, 4, bias=False)
+    tied = nn.Sequential(layer, nn.Tanh(), layer)
+    noise = MicroBatchNoise([*tied.parameters(), *tied.parameters()])
+    tied(torch.ones(2, 4)).square().sum().backward()
+    observed = noise.observation(num_micro_batches=1, loss_factor=1.0)
+    # One micro-batch: its gradient is the mean, both uses of the weight summed.
+    assert observed.small_sqnorm.item() == observed.big_sqnorm.item() > 0
+
+
+def test_micro_batch_hooks_do_not_change_gradients_and_can_be_removed():
+    plain, observed = small_model(), small_model()
+    noise = MicroBatchNoise(observed.parameters())
+    for model in (plain, observed):
+        for micro in range(2):
+            loss_of(model, batch_of(micro, 0)).backward()
+    assert all(torch.equal(p.grad, q.grad) for p, q in zip(plain.parameters(), observed.parameters()))
+    noise.observation(num_micro_batches=2, loss_factor=1.0)
+    noise.close()
+    loss_of(observed, batch_of(0, 0)).backward()
+    with pytest.raises(RuntimeError, match="run backward first"):
+        noise.observation(num_micro_batches=1, loss_factor=1.0)
+
+
+def test_frozen_parameters_do_not_count():
+    model = small_model()
+    model[0].requires_grad_(False)
+    noise = MicroBatchNoise(model.parameters())
+    loss_of(model, batch_of(0, 0)).backward()
+    observed = noise.observation(num_micro_batches=1, loss_factor=1.0)
+    assert observed.big_sqnorm.item() == observed.small_sqnorm.item() > 0
+
+
+def test_bad_factors_are_refused():
+    noise = MicroBatchNoise(small_model().parameters())
+    with pytest.raises(ValueError, match="need num_micro_batches >= 1 and loss_factor > 0, got 2, 0"):
+        noise.observation(num_micro_batches=2, loss_factor=0)
