@@ -28,8 +28,9 @@ class CheckpointError(ValueError):
 class CheckpointStore:
     """A folder of checkpoints, one subfolder per step.
 
-    A checkpoint is written beside its final place, flushed to disk, and then renamed: whoever sees its name sees all of it.
-    One that does not match its checksum is renamed to `damaged-...` and the one before it is used.
+    A checkpoint is written beside its final place, flushed to disk, and then renamed: whoever sees its name
+    sees all of it. One that does not match its checksum is renamed to `damaged-...`, and the one before it is
+    used.
 
     Args:
         folder: holds the checkpoints; made when the first is saved.
@@ -78,7 +79,7 @@ class CheckpointStore:
         return sorted(path for path in self.folder.iterdir() if path.is_dir() and _NAME.fullmatch(path.name))
 
     def newest_valid(self) -> Path | None:
-        """The newest checkpoint that matches its checksum; damaged ones are renamed on the way, with a warning."""
+        """The newest checkpoint that matches its checksum; damaged ones are renamed, with a warning."""
         for path in reversed(self.paths()):
             if _is_valid(path):
                 return path

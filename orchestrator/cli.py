@@ -72,7 +72,7 @@ def train(
 
 @contextlib.contextmanager
 def _answers(*, as_json: bool) -> Iterator[None]:
-    """Turn what a command may raise into one sentence and an exit status: 1 no answer, 2 bad usage, 130 Ctrl-C."""
+    """Turn what a command may raise into a sentence and a status: 1 no answer, 2 bad usage, 130 Ctrl-C."""
     from orchestrator.failures import RunFailedError
     from planner.errors import InfeasibleError
 

@@ -1,4 +1,4 @@
-"""The order in which ranks read a data set: a pure function of the position, so that any run can continue exactly."""
+"""The order in which ranks read a data set: a function of the position, so that any run continues exactly."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ class MapDataset(Protocol):
 class SampleStream:
     """The endless sequence of a training set's samples, epoch after epoch.
 
-    Position p holds sample p mod N of epoch p div N; an epoch is one permutation of all samples. A batch may begin in one
-    epoch and end in the next, so within each epoch every sample is read exactly once, by exactly one rank, whatever the
-    batch size and the number of ranks. The only state of a reader is the number of samples read before.
+    Position p holds sample p mod N of epoch p div N; an epoch is one permutation of all samples. A batch may
+    begin in one epoch and end in the next, so within each epoch every sample is read exactly once, by exactly
+    one rank, whatever the batch size and the number of ranks. The only state of a reader is the number of
+    samples read before.
 
     Args:
         num_samples: N.
@@ -96,7 +97,7 @@ class BatchLayout:
         return self.micro_batch * self.accumulation * self.world_size
 
     def start(self, samples_seen: int, *, micro: int, rank: int) -> int:
-        """Position of the first sample of one rank's micro-batch in the step that begins at `samples_seen`."""
+        """Position of the first sample of a rank's micro-batch, in the step that begins at `samples_seen`."""
         return samples_seen + (micro * self.world_size + rank) * self.micro_batch
 
 
@@ -135,8 +136,8 @@ def load_datasets(target: TargetSpec) -> tuple[MapDataset, MapDataset]:
     ok = isinstance(pair, tuple) and len(pair) == 2
     if not ok or not all(hasattr(part, "__len__") and hasattr(part, "__getitem__") for part in pair):
         raise WorkloadError(
-            f"train.data: target {target.target!r} must return the pair (training set, validation set) of map-style "
-            f"data sets, got {type(pair).__name__}"
+            f"train.data: target {target.target!r} must return the pair (training set, validation set) "
+            f"of map-style data sets, got {type(pair).__name__}"
         )
     return pair
 
@@ -164,7 +165,8 @@ def check_batch(inputs: Any, expected: Tensors, *, what: str) -> None:
         ):
             seen = f"{list(got.shape)} {got.dtype}" if isinstance(got, torch.Tensor) else type(got).__name__
             raise WorkloadError(
-                f"{place} of the data is {seen}, but the batch says {list(want.shape)} torch.{want.dtype}; make them agree"
+                f"{place} of the data is {seen}, but the batch says {list(want.shape)} torch.{want.dtype}; "
+                "make them agree"
             )
 
 

@@ -31,7 +31,8 @@ class TrainSpec(StrictModel):
     """How a workload is trained.
 
     Attributes:
-        data: callable that returns the pair (training set, validation set) of map-style datasets of (input, target).
+        data: callable that returns the pair (training set, validation set) of map-style data sets, whose
+            samples are pairs (input, target).
         steps: optimizer steps of the whole run.
         workers: ranks; each has its own copy of the model.
         backend: "ray" for actors of a Ray cluster, "local" for processes of this machine.

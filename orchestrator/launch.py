@@ -8,15 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cost_models.units import format_bytes
 from orchestrator.backends import local, ray_cluster
 from orchestrator.backends.protocol import Backend, RunFailedError
 from orchestrator.job import JobSpec
 from orchestrator.metrics import Event, MetricsLog
 from orchestrator.planning import plan_job
-from orchestrator.progress import Display, describe_noise, printable, write_line
+from orchestrator.progress import Display, write_line
 from orchestrator.run_folder import RunFolder, describe_machine
 from orchestrator.stopping import StopSignal
 from orchestrator.worker import Assignment, Outcome
+from planner import Plan
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class _Follower:
         if event["event"] == "step":
             self.last_step = event
             if self.json_lines:
-                write_line(json.dumps(printable(event)))
+                write_line(json.dumps(event))
         self.display.show(event)
 
 
@@ -75,9 +77,9 @@ def train(job: JobSpec, options: Options) -> bool:
         display.say(f"run folder {folder.path}")
         record = functools.partial(folder.write_record, job, hardware=describe_machine(job.hardware))
         record(status="planning")
-        plan = plan_job(job, folder, display)
+        plan = _plan(job, folder)
         if plan is not None and not options.json_lines:
-            for line in plan.lines:
+            for line in plan_lines(plan):
                 write_line(line)
         record(status="running")
         follower = _Follower(MetricsLog(folder.metrics), display, options.json_lines)
@@ -85,7 +87,7 @@ def train(job: JobSpec, options: Options) -> bool:
             job=job.to_data(),
             folder=str(job.model.folder),
             run_dir=str(folder.path),
-            plan=None if plan is None else plan.json_text,
+            plan=None if plan is None else plan.to_json(),
         )
         hint = f"lowtide train {options.job_path} --resume {folder.path}"
         stop = StopSignal(
@@ -110,6 +112,24 @@ def train(job: JobSpec, options: Options) -> bool:
     return outcome.finished
 
 
+def plan_lines(plan: Plan) -> list[str]:
+    """The plan in five lines."""
+    return [
+        f"peak, all retained    {format_bytes(plan.retained_all_peak_bytes)}",
+        f"budget                {format_bytes(plan.budget_bytes)}",
+        f"predicted peak        {format_bytes(plan.predicted_peak_bytes)}",
+        f"extra time            {100 * plan.extra_time_fraction:.1f} %",
+        f"solver                {plan.solver}, {plan.status}, gap {100 * plan.gap:.2f} %, {plan.solve_s:.1f} s",
+    ]
+
+
+def _plan(job: JobSpec, folder: RunFolder) -> Plan | None:
+    """A new plan, or the one that a continued run began with."""
+    if folder.began_with(budget=job.budget, hardware=job.hardware) and folder.plan.exists():
+        return Plan.load(folder.plan)
+    return plan_job(job, folder)
+
+
 def _backend(job: JobSpec, options: Options) -> Backend:
     if job.train.backend == "local":
         if options.address is not None:
@@ -131,29 +151,13 @@ def _summary(outcome: Outcome, follower: _Follower, job: JobSpec, folder: RunFol
         "noise_scale_reliable": last.get("noise_scale_reliable", False),
         "noise_scale_reason": last.get("noise_scale_reason", ""),
         "global_batch": job.global_batch,
-        "recommended_batch": recommended_batch(
-            last.get("noise_scale"), unit=job.micro_batch * job.train.workers
-        ),
+        "recommended_batch": outcome.recommended_batch,
+        "recommended_because": outcome.recommended_because,
         "validation_before": outcome.validation_before,
         "validation_after": outcome.validation_after,
         "finished": outcome.finished,
         "run_dir": str(folder.path),
     }
-
-
-def recommended_batch(noise_scale: float | None, *, unit: int) -> int | None:
-    """The noise scale in whole micro-batches of all ranks, at least one.
-
-    Near B = B_simple, doubling the batch stops saving as many steps as it costs samples: the end of perfect scaling.
-
-    >>> recommended_batch(70.0, unit=16)
-    64
-    >>> recommended_batch(3.0, unit=16)
-    16
-    """
-    if noise_scale is None or not 0 < noise_scale < float("inf"):
-        return None
-    return max(1, round(noise_scale / unit)) * unit
 
 
 def _draw(folder: RunFolder, follower: _Follower, plan: Any) -> None:
@@ -166,7 +170,7 @@ def _draw(folder: RunFolder, follower: _Follower, plan: Any) -> None:
 
 def _print_summary(summary: dict[str, Any], options: Options, hint: str, *, finished: bool) -> None:
     if options.json_lines:
-        write_line(json.dumps(printable(summary)))
+        write_line(json.dumps(summary))
         return
     before, after = summary["validation_before"], summary["validation_after"]
     if before is not None and after is not None:
@@ -179,8 +183,6 @@ def _print_summary(summary: dict[str, Any], options: Options, hint: str, *, fini
 
 def _recommendation(summary: dict[str, Any]) -> str:
     if summary["recommended_batch"] is None:
-        return f"none: {summary['noise_scale_reason'] or 'the noise scale was not measured'}"
-    text = f"{summary['recommended_batch']} samples a step (now {summary['global_batch']}; noise scale {describe_noise(summary)})"
-    return (
-        text if summary["noise_scale_reliable"] else f"{text}; not reliable: {summary['noise_scale_reason']}"
-    )
+        return f"none: {summary['recommended_because']}"
+    batches = f"{summary['recommended_batch']} samples a step, now {summary['global_batch']}"
+    return f"{batches}: {summary['recommended_because']}"

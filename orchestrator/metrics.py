@@ -24,7 +24,7 @@ class StepRecord:
         measured_peak_bytes_by_rank: the same, rank by rank.
         predicted_peak_bytes: the plan's; None without a plan.
         noise_scale: B_simple in samples; None where nothing can be said yet.
-        noise_scale_interval: its confidence interval.
+        noise_scale_interval: its confidence interval; None as its upper end for no bound.
         noise_scale_reliable: whether the interval is narrow enough to act on.
         noise_scale_reason: why not, in words.
     """
@@ -39,7 +39,7 @@ class StepRecord:
     measured_peak_bytes_by_rank: tuple[int, ...]
     predicted_peak_bytes: int | None
     noise_scale: float | None
-    noise_scale_interval: tuple[float, float] | None
+    noise_scale_interval: tuple[float, float | None]
     noise_scale_reliable: bool
     noise_scale_reason: str
 
@@ -54,7 +54,7 @@ Event = dict[str, Any]
 
 
 class Reporter(Protocol):
-    """How one rank's training talks to whoever started it. Every rank has one; the others than 0 emit warnings only."""
+    """How one rank talks to whoever started it. Every rank has one; those other than 0 emit warnings only."""
 
     def emit(self, event: Event) -> None:
         """Tell the outside something; never blocks the training for long."""

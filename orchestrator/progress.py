@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -105,10 +104,8 @@ def describe_step(event: Event) -> str:
 
 def describe_noise(event: Event) -> str:
     """The noise scale with its interval, and a question mark while it is not reliable."""
-    text = f"{event['noise_scale']:.0f}"
-    if event["noise_scale_interval"] is not None:
-        low, high = event["noise_scale_interval"]
-        text += f" [{low:.0f}, {high:.0f}]"
+    low, high = event["noise_scale_interval"]
+    text = f"{event['noise_scale']:.0f} [{low:.0f}, {'inf' if high is None else f'{high:.0f}'}]"
     return text if event["noise_scale_reliable"] else f"{text}?"
 
 
@@ -116,14 +113,3 @@ def write_line(text: str) -> None:
     """A result, on stdout, at once."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
-
-
-def printable(value: Any) -> Any:
-    """Numbers that JSON has no word for (infinities, NaN) as None."""
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return None
-    if isinstance(value, dict):
-        return {key: printable(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [printable(part) for part in value]
-    return value

@@ -23,7 +23,7 @@ def rank_seed(seed: int, *, rank: int, step: int = 0) -> int:
 
 
 def capture_state(device: torch.device) -> dict[str, Any]:
-    """The generators' states as tensors and plain values, so that a checkpoint can be read without unpickling code."""
+    """The generators' states as tensors and plain values, which a checkpoint reads without running code."""
     version, words, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # pyright: ignore[reportAssignmentType]
     state: dict[str, Any] = {

@@ -13,7 +13,7 @@ import torch.distributed as dist
 class Ranks:
     """One rank's view of the group it belongs to.
 
-    With more than one rank, torch's default process group must have been made by the backend that started them.
+    With more than one rank, the backend that started them has made torch's default process group.
 
     Attributes:
         rank: this process, 0 <= rank < world_size.

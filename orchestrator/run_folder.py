@@ -25,9 +25,11 @@ class RunFolder:
 
     Args:
         path: of the folder, which exists.
+        before: configuration of the run that is continued; None for a new one.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, before: dict[str, Any] | None = None) -> None:
+        self._before = before
         self.path = path.resolve()
         self.plan = self.path / "plan.json"
         self.metrics = self.path / "metrics.jsonl"
@@ -64,9 +66,8 @@ class RunFolder:
         Raises:
             WorkloadError: it is none, or the job has changed in what a continued run must keep.
         """
-        folder = cls(path)
         try:
-            before = json.loads(folder.record.read_text(encoding="utf-8"))["configuration"]
+            before = json.loads((path / "run.json").read_text(encoding="utf-8"))["configuration"]
         except (OSError, ValueError, KeyError) as error:
             raise WorkloadError(f"--resume {path}: there is no run.json of an earlier run in it") from error
         now = job.to_data()
@@ -76,9 +77,17 @@ class RunFolder:
         ]
         if changed:
             raise WorkloadError(
-                f"--resume {path}: the job now differs in {', '.join(changed)}; undo that, or start a new run without --resume"
+                f"--resume {path}: the job now differs in {', '.join(changed)}; undo that, "
+                "or start a new run without --resume"
             )
-        return folder
+        return cls(path, before=before)
+
+    def began_with(self, *, budget: str, hardware: str) -> bool:
+        """Whether this continues a run that was planned for the same budget and hardware."""
+        return self._before is not None and (budget, hardware) == (
+            self._before["budget"],
+            self._before["hardware"],
+        )
 
     def write_record(self, job: JobSpec, *, hardware: dict[str, Any], **more: Any) -> None:
         """Write run.json: what was run, with which versions, on what."""

@@ -26,6 +26,7 @@ from orchestrator.data import (
 )
 from orchestrator.job import JobSpec
 from orchestrator.metrics import Reporter, StepRecord
+from orchestrator.noise_measurement import NoiseMeasurement, finite
 from orchestrator.ranks import Ranks
 from planner.workload import BatchSpec
 
@@ -35,14 +36,21 @@ logger = logging.getLogger(__name__)
 class Stateful(Protocol):
     """Something that a checkpoint keeps."""
 
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> None: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
+        """Continue from what `state_dict` returned."""
+        ...
 
 
 class Schedule(Stateful, Protocol):
     """A learning-rate schedule: one call a step."""
 
-    def step(self) -> None: ...
+    def step(self) -> None:
+        """Set the rates of the next step."""
+        ...
 
 
 @dataclass
@@ -69,7 +77,7 @@ class Trainer:
     Attributes:
         job: what to do.
         ranks: who else takes part.
-        step_module: (inputs, targets) -> scalar loss; planned and wrapped for data parallelism as the job says.
+        step_module: (inputs, targets) -> scalar loss; planned, and wrapped for data parallelism.
         plain_module: the same parameters without plan and wrapping; validates.
         model: the part of it whose state is checkpointed.
     """
@@ -92,6 +100,7 @@ class Trainer:
         train = self.job.train
         self.layout = BatchLayout(self.job.micro_batch, train.accumulation, self.ranks.world_size)
         self.stream = SampleStream(len(self.train_set), seed=train.seed, shuffle=train.shuffle)
+        self.noise = NoiseMeasurement(self.step_module, self.layout)
         self.parameters = [
             parameter for parameter in self.plain_module.parameters() if parameter.requires_grad
         ]
@@ -120,14 +129,16 @@ class Trainer:
         """One optimizer step over the global batch; True where any rank was asked to stop."""
         started_s = time.perf_counter()
         learning_rate = float(self.optimizer.param_groups[0]["lr"])
-        self.optimizer.zero_grad(set_to_none=True)
+        self._zero_gradients()
         loss = self._accumulate()
-        norm = self._clip()
+        norms = self.noise.local_norms()
+        gradient_norm = self._clip()
         self.optimizer.step()
         self.schedule.step()
         self.progress.step += 1
         self.progress.samples_seen += self.layout.global_batch
-        rows = self.ranks.gather([loss, float(self.reporter.stop_requested())])
+        rows = self.ranks.gather([loss, float(self.reporter.stop_requested()), *norms])
+        noise = self.noise.observe([row[2:4] for row in rows])
         if self.ranks.is_first:
             elapsed_s = time.perf_counter() - started_s
             record = StepRecord(
@@ -136,17 +147,22 @@ class Trainer:
                 learning_rate=learning_rate,
                 samples_seen=self.progress.samples_seen,
                 samples_per_s=self.layout.global_batch / elapsed_s,
-                gradient_norm=norm,
+                gradient_norm=gradient_norm,
                 measured_peak_bytes=None,
                 measured_peak_bytes_by_rank=(),
                 predicted_peak_bytes=self.predicted_peak_bytes,
-                noise_scale=None,
-                noise_scale_interval=None,
-                noise_scale_reliable=False,
-                noise_scale_reason="",
+                noise_scale=finite(noise.value),
+                noise_scale_interval=(noise.interval[0], finite(noise.interval[1])),
+                noise_scale_reliable=noise.reliable,
+                noise_scale_reason=noise.reason,
             )
             self.reporter.emit(record.to_event())
         return any(row[1] for row in rows)
+
+    def _zero_gradients(self) -> None:
+        """Free the gradients, or keep their memory where micro-batches will add to data-parallel buckets."""
+        in_buckets = self.ranks.world_size > 1 and self.layout.accumulation > 1
+        self.optimizer.zero_grad(set_to_none=not in_buckets)
 
     def _accumulate(self) -> float:
         """Gradients of the mean loss over this rank's micro-batches; returns that mean."""
@@ -221,6 +237,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "noise": self.noise.state_dict(),
             "progress": vars(self.progress).copy(),
             "randomness": randomness_by_rank,
         }
@@ -230,6 +247,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        self.noise.load_state_dict(state["noise"])
         self.progress = Progress(**state["progress"])
         saved = state["randomness"]
         if len(saved) == self.ranks.world_size:

@@ -58,12 +58,16 @@ class Outcome:
         step: steps done.
         validation_before: mean validation loss before the first step.
         validation_after: mean validation loss at the end; None where it was stopped before one was measured.
+        recommended_batch: samples a step; None where the noise scale is not known well enough.
+        recommended_because: why, or why not, in a sentence.
     """
 
     finished: bool
     step: int
     validation_before: float | None
     validation_after: float | None
+    recommended_batch: int | None
+    recommended_because: str
 
 
 class RankError(RuntimeError):
@@ -87,8 +91,8 @@ def train_rank(
     """Train as one rank of `world_size`; with several, torch's default process group must exist.
 
     Raises:
-        RankError: whatever went wrong, in one sentence that names the rank. Where the cause is not something that the
-            user wrote, the traceback is in the run's folder.
+        RankError: whatever went wrong, in one sentence that names the rank. Where the cause is not something
+            that the user wrote, the traceback is in the run's folder.
     """
     forward = _ForwardWarnings(reporter, rank)
     logging.getLogger().addHandler(forward)
@@ -163,7 +167,15 @@ def _train(
         reporter.emit({"event": "started", "step": trainer.progress.step})
     finished = trainer.run()
     progress = trainer.progress
-    return Outcome(finished, progress.step, progress.validation_before, progress.validation_after)
+    advice = trainer.noise.advice()
+    return Outcome(
+        finished=finished,
+        step=progress.step,
+        validation_before=progress.validation_before,
+        validation_after=progress.validation_after,
+        recommended_batch=advice.batch,
+        recommended_because=advice.reason,
+    )
 
 
 def with_loss(job: JobSpec, model: nn.Module) -> nn.Module:
@@ -213,8 +225,8 @@ def _device(job: JobSpec, local_rank: int) -> torch.device:
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
         raise WorkloadError(
-            f"train.device is 'cuda' but this node has {torch.cuda.device_count()} CUDA devices for local rank "
-            f"{local_rank}; use 'cpu' or fewer workers per node"
+            f"train.device is 'cuda' but this node has {torch.cuda.device_count()} CUDA devices for local "
+            f"rank {local_rank}; use 'cpu' or fewer workers per node"
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)

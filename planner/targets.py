@@ -21,8 +21,9 @@ from planner.strict import StrictModel, WorkloadError, unknown_name
 class TargetSpec(StrictModel):
     """A callable by name, and the keyword arguments it is called with.
 
-    A bare string stands for a target without keyword arguments. A file path is relative to the folder of the file that
-    names it, which travels as the validation context `{"folder": Path}`, so that a job can be read again elsewhere.
+    A bare string stands for a target without keyword arguments. A file path is relative to the folder of the
+    file that names it, which travels as the validation context `{"folder": Path}`, so that a job can be read
+    again elsewhere.
     """
 
     target: str
@@ -85,7 +86,7 @@ class TargetSpec(StrictModel):
 
     def as_function(self) -> Callable[..., Any]:
         """The callable with its keyword arguments bound; a class (a loss module, say) is instantiated."""
-        function = self.resolve()
+        function: Any = self.resolve()
         if inspect.isclass(function):
             self._check_arguments(function)
             return function(**self.kwargs)
@@ -117,7 +118,8 @@ def _import_file(path: Path, *, target: str) -> ModuleType:
             f"target {target!r}: there is no file {path}. File targets are relative to the job file"
         )
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None  # a path ending in .py always has a loader
+    assert spec is not None  # a path ending in .py always has a loader
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     if str(path.parent) not in sys.path:

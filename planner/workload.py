@@ -165,8 +165,8 @@ class Workload(StrictModel):
         """The model, built by the named callable.
 
         Args:
-            fake: the caller has entered torch's fake mode, so that parameters take no memory. A constructor that looks at
-                values cannot run there: it is then built really, and a warning says so.
+            fake: the caller has entered torch's fake mode, so that parameters take no memory. A constructor
+                that looks at values cannot run there: it is then built really, and a warning says so.
 
         Raises:
             WorkloadError: the callable fails, or returns something else than a module.
@@ -191,7 +191,7 @@ class Workload(StrictModel):
         return model
 
     def example_batch(self) -> tuple[Any, Any]:
-        """(inputs, targets) as the file describes them; fake tensors where the caller has entered fake mode."""
+        """(inputs, targets) as the file describes them; fake where the caller has entered fake mode."""
         if isinstance(self.batch, TargetSpec):
             batch = self.batch.call()
             if not (isinstance(batch, tuple) and len(batch) == 2):
@@ -242,15 +242,19 @@ def check_budget(budget: Any) -> str:
 
 
 def optimizer_classes() -> dict[str, type[torch.optim.Optimizer]]:
-    """Every known optimizer by name: the entry points of `lowtide.optimizers`, then torch.optim in snake case."""
+    """Every optimizer by name: the entry points of `lowtide.optimizers`, and torch.optim's in snake case."""
     import torch
 
     known: dict[str, type[torch.optim.Optimizer]] = {
         re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", "_", key).lower(): kind
         for key, kind in vars(torch.optim).items()
-        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
+        if isinstance(kind, type)
+        and issubclass(kind, torch.optim.Optimizer)
+        and kind is not torch.optim.Optimizer
     }
-    return known | {point.name: point.load() for point in importlib.metadata.entry_points(group=OPTIMIZER_GROUP)}
+    return known | {
+        point.name: point.load() for point in importlib.metadata.entry_points(group=OPTIMIZER_GROUP)
+    }
 
 
 def _examples(tensors: Any, *, seed: int) -> Any:

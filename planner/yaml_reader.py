@@ -16,7 +16,7 @@ _MAX_BYTES = 1 << 20
 class _PlainLoader(yaml.SafeLoader):
     """A safe loader without the surprises of YAML 1.1.
 
-    PyYAML reads 1e-3 as a string, 1:30 as 90 and `no` as False; here 1e-3 is a number and the other two are strings.
+    PyYAML reads 1e-3 as a string, 1:30 as 90 and `no` as False; here 1e-3 is a number, the others strings.
     Aliases are refused, so that a short file cannot stand for a huge one.
     """
 

@@ -92,8 +92,8 @@ class Windows(Dataset):
 def python_source(context: int, max_bytes: int = 8_000_000) -> tuple[Windows, Windows]:
     """Training and validation windows of the standard library's source; no file is in both.
 
-    A file's part is decided by the hash of its path, so it never depends on the others: one file in twenty validates.
-    Files are taken in the order of that hash until `max_bytes` are reached.
+    A file's part is decided by the hash of its path, so it never depends on the other files: one in twenty
+    validates. Files are taken in the order of that hash until `max_bytes` are reached.
     """
     library = Path(sysconfig.get_paths()["stdlib"])
     skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}

@@ -26,7 +26,7 @@ def digits_net(width: int = 32, classes: int = 10) -> nn.Sequential:
 
 
 def digits(validation_every: int = 5) -> tuple[Subset, Subset]:
-    """Training and validation images, one in `validation_every` of the latter, normalized by the training set."""
+    """Training and validation images, one in `validation_every` of the latter; scaled by the former."""
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Ray Train's workers: the same training on the actors of a Ray cluster, with its placement and failure handling."""
+"""Ray Train's workers: the same training on a Ray cluster, with its placement and failure handling."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from orchestrator.stopping import StopSignal
 from orchestrator.worker import Assignment, Outcome, RankError, train_rank
 
 if TYPE_CHECKING:
-    from ray.actor import ActorHandle
+    from ray.actor import ActorProxy
 
 _POLL_S = 0.1
 _CONNECT_TIMEOUT_S = 10.0
@@ -65,7 +65,7 @@ class _Mailbox:
 class _RayReporter:
     """Reports through the mailbox without waiting for it."""
 
-    def __init__(self, mailbox: ActorHandle) -> None:
+    def __init__(self, mailbox: ActorProxy[_Mailbox]) -> None:
         self._mailbox = mailbox
         self._answer: Any = None
         self._stop = False
@@ -81,7 +81,7 @@ class _RayReporter:
             self._answer = self._mailbox.stop_requested.remote()
         ready, _ = ray.wait([self._answer], timeout=0)
         if ready:
-            self._stop = self._stop or ray.get(self._answer)
+            self._stop = self._stop or bool(ray.get(self._answer))
             self._answer = None
         return self._stop
 
@@ -157,7 +157,7 @@ def _follow(fit: _Fit, mailbox: Any, *, on_event: Callable[[Event], None], stop:
 class _Fit:
     """Ray Train's blocking `fit` in a thread, so that Ctrl-C stays ours."""
 
-    def __init__(self, assignment: Assignment, job: JobSpec, mailbox: ActorHandle) -> None:
+    def __init__(self, assignment: Assignment, job: JobSpec, mailbox: ActorProxy[_Mailbox]) -> None:
         self.error: Exception | None = None
         self._trainer = _make_trainer(assignment, job, mailbox)
         self.thread = threading.Thread(target=self._run, daemon=True, name="ray-train-fit")
@@ -172,12 +172,12 @@ class _Fit:
             self.error = error
 
 
-def _make_trainer(assignment: Assignment, job: JobSpec, mailbox: ActorHandle) -> Any:
+def _make_trainer(assignment: Assignment, job: JobSpec, mailbox: ActorProxy[_Mailbox]) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     run_dir = Path(assignment.run_dir)
-    # Which checkpoint a run continues from is decided by our own verified store, so Ray starts without memory.
+    # Our own verified store decides which checkpoint a run continues from, so Ray starts without memory.
     (run_dir / _SNAPSHOT).unlink(missing_ok=True)
     train = job.train
     return TorchTrainer(
@@ -227,7 +227,8 @@ def _cluster(address: str | None, job: JobSpec) -> Iterator[None]:
         import ray
     except ModuleNotFoundError as error:
         raise RunFailedError(
-            "Ray is not installed; install it with pip install 'ray[default,train]', or set train.backend to 'local'",
+            "Ray is not installed; install it with pip install 'ray[default,train]', or set train.backend "
+            "to 'local'",
             bad_input=True,
         ) from error
 
@@ -266,7 +267,7 @@ def _check_reachable(address: str) -> None:
         return
     if address.startswith(("http://", "https://")):
         raise RunFailedError(
-            f"{address} is the address of Ray's Jobs API; give it to `lowtide submit`, or give HOST:6379 here",
+            f"{address} is the address of Ray's Jobs API; give it to `lowtide submit`, or HOST:6379 here",
             bad_input=True,
         )
     host, colon, port = address.removeprefix("ray://").rpartition(":")
@@ -278,8 +279,8 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S).close()
     except OSError as error:
         raise RunFailedError(
-            f"no Ray cluster answers at {address} ({error.strerror or error}); start one with `ray start --head`, or leave "
-            "--address out to run on this machine",
+            f"no Ray cluster answers at {address} ({error.strerror or error}); start one with "
+            "`ray start --head`, or leave --address out to run on this machine",
             bad_input=True,
         ) from error
 

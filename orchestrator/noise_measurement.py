@@ -1,0 +1,87 @@
+"""The gradient noise of a run, from whichever gradients of different batch sizes its steps have."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from orchestrator.batch_size.noise_scale import (
+    BatchAdvice,
+    MicroBatchNoise,
+    NoiseScale,
+    NoiseScaleEstimator,
+    RankNoiseHook,
+    recommended_batch,
+)
+from orchestrator.data import BatchLayout
+
+
+class NoiseMeasurement:
+    """Measures and smooths the noise scale of a run, in samples.
+
+    Accumulating ranks compare each micro-batch's gradient with that of the step; ranks that do not accumulate
+    compare their own with that of the step. One rank without accumulation has only one gradient a step, and
+    the estimate says so.
+
+    Args:
+        module: of the step, before its first backward; wrapped for data parallelism if there are several ranks.
+        layout: of the global batch.
+    """
+
+    def __init__(self, module: nn.Module, layout: BatchLayout) -> None:
+        self._layout = layout
+        self._estimator = NoiseScaleEstimator()
+        self._micro: MicroBatchNoise | None = None
+        self._ranks: RankNoiseHook | None = None
+        if layout.accumulation > 1:
+            self._micro = MicroBatchNoise(module.parameters())
+        elif isinstance(module, DistributedDataParallel):
+            self._ranks = RankNoiseHook().attach(module)
+
+    def local_norms(self) -> list[float]:
+        """[mean squared norm of this rank's small gradients, squared norm of the step's], before clipping."""
+        if self._micro is not None:
+            count = self._layout.accumulation
+            norms = self._micro.observation(num_micro_batches=count, loss_factor=1 / count)
+            return [float(norms.small_sqnorm), float(norms.big_sqnorm)]
+        if self._ranks is not None:
+            return [float(self._ranks.local_sqnorm), float(self._ranks.mean_sqnorm)]
+        return [0.0, 0.0]
+
+    def observe(self, norms_by_rank: list[list[float]]) -> NoiseScale:
+        """Take in a step's norms of all ranks, as `local_norms` returns them; the estimate so far."""
+        small = sum(norms[0] for norms in norms_by_rank) / len(norms_by_rank)
+        layout = self._layout
+        small_batch = layout.global_batch
+        if self._micro is not None:
+            small_batch = layout.micro_batch
+        elif self._ranks is not None:
+            small_batch = layout.global_batch // layout.world_size
+        self._estimator.observe(
+            small_sqnorm=small,
+            small_batch=small_batch,
+            big_sqnorm=norms_by_rank[0][1],
+            big_batch=layout.global_batch,
+        )
+        return self._estimator.estimate()
+
+    def advice(self) -> BatchAdvice:
+        """The batch size that the estimate so far recommends, in whole micro-batches of all ranks."""
+        unit = self._layout.micro_batch * self._layout.world_size
+        return recommended_batch(self._estimator.estimate(), multiple_of=unit)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The statistics so far, as plain numbers."""
+        return self._estimator.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
+        """Continue from `state_dict`."""
+        self._estimator.load_state_dict(state_dict)
+
+
+def finite(value: float) -> float | None:
+    """A number that JSON can hold, None for NaN and the infinities."""
+    return value if math.isfinite(value) else None
