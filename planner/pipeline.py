@@ -12,7 +12,7 @@ from torch import nn
 from cost_models.hardware import load_hardware
 from cost_models.roofline import Roofline
 from cost_models.units import format_bytes
-from planner.capture import Captured, capture
+from planner.capture import Captured, building_without_memory, capture
 from planner.costed import annotate
 from planner.errors import InfeasibleError
 from planner.graph import Phase
@@ -26,6 +26,8 @@ from planner.solution import Solution, Status
 from planner.solvers.materialization import Materialization
 from planner.solvers.retain_all import RetainAll, retain_all_schedule
 from planner.static import static_memory
+from planner.step import StepModule
+from planner.workload import Workload
 
 
 def plan(
@@ -96,6 +98,47 @@ def plan(
             world_size=world_size,
             accumulation=accumulation,
         ),
+    )
+
+
+def plan_workload(
+    workload: Workload,
+    *,
+    device: str = "cpu",
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
+    world_size: int = 1,
+    accumulation: int = 1,
+) -> Plan:
+    """Plan what a file names; model and batch are built without memory, the loss lies inside the module.
+
+    Args:
+        workload: model, batch, loss, optimizer, hardware, budget.
+        device: type of the device that the step will run on.
+        optimizer: builds the optimizer of a module; None takes the workload's.
+        world_size: as for `plan`.
+        accumulation: as for `plan`.
+
+    Returns:
+        A plan for `StepModule(model, loss)`, or for the model itself where it returns its loss.
+
+    Raises:
+        WorkloadError: model, batch, loss or optimizer cannot be made.
+        CaptureError, InfeasibleError, ValueError: as for `plan`.
+    """
+    loss = workload.loss_fn()
+    with building_without_memory(), torch.device(device):
+        model = workload.build_model(fake=True)
+        inputs, targets = workload.example_batch()
+    step = model if loss is None else StepModule(model, loss)
+    return plan(
+        step.train(),
+        inputs if loss is None else (inputs, targets),
+        budget=workload.budget,
+        hardware=workload.hardware,
+        optimizer=optimizer or workload.optimizer_factory(),
+        world_size=world_size,
+        accumulation=accumulation,
+        time_limit_s=workload.solver.time_limit_s,
     )
 
 
