@@ -225,16 +225,10 @@ class NoiseScaleEstimator:
     def _result(
         self, value: float, interval: tuple[float, float], reason: str, *, reliable: bool = False
     ) -> NoiseScale:
-        moments = self._moments
-        return NoiseScale(
-            value=value,
-            interval=interval,
-            reliable=reliable,
-            reason=reason,
-            g2=moments.denominator if moments.count else math.nan,
-            tr_s=moments.numerator if moments.count else math.nan,
-            num_observations=moments.count,
-        )
+        count = self._moments.count
+        g2 = self._moments.denominator if count else math.nan
+        tr_s = self._moments.numerator if count else math.nan
+        return NoiseScale(value, interval, reliable, reason, g2, tr_s, count)
 
     def state_dict(self) -> dict[str, Any]:
         """The statistics, as plain numbers and one string; the settings are the constructor's."""

@@ -1,0 +1,50 @@
+"""Bad hyper-parameters and unsupported gradients are refused by a sentence."""
+
+import pytest
+import torch
+from small_training import over_own
+from torch import nn
+
+from orchestrator.optim import LAMB, LARS, Ranger, RangerLARS
+
+
+@over_own
+def test_sparse_gradients_are_refused_before_anything_moves(make):
+    dense, table = nn.Parameter(torch.ones(2)), nn.Embedding(4, 2, sparse=True)
+    optimizer = make([dense, *table.parameters()])
+    (dense.sum() + table(torch.tensor([1])).sum()).backward()
+    with pytest.raises(ValueError, match=r"does not support sparse gradients.*\(4, 2\).*sparse=False"):
+        optimizer.step()
+    assert torch.equal(dense, torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (LARS, {"lr": -1.0}, r"lr must be a number in \[0, inf\), got -1.0"),
+        (LARS, {"lr": float("nan")}, "got nan"),
+        (LARS, {"momentum": 1.0}, r"momentum must be a number in \[0, 1\), got 1.0"),
+        (LARS, {"nesterov": True, "momentum": 0.0}, "nesterov needs a momentum"),
+        (LARS, {"trust_coefficient": -0.1}, "trust_coefficient"),
+        (LAMB, {"betas": (0.9, 1.0)}, r"betas\[1\] must be a number in \[0, 1\), got 1.0"),
+        (LAMB, {"betas": (0.9,)}, "betas must be two numbers"),
+        (LAMB, {"eps": -1e-8}, "eps"),
+        (LAMB, {"weight_decay": "1e-4"}, "weight_decay .* got '1e-4'"),
+        (Ranger, {"sync_every": 0}, "sync_every must be an integer >= 1, got 0"),
+        (Ranger, {"sync_every": 2.5}, "sync_every must be an integer >= 1, got 2.5"),
+        (Ranger, {"slow_step_size": 0.0}, r"slow_step_size must be a number in \(0, 1\], got 0"),
+        (Ranger, {"rectify_above": 3.0}, r"rectify_above must be a number in \[4, inf\), got 3.0"),
+        (RangerLARS, {"trust": "lars"}, "trust must be one of direction, before_rectify, got 'lars'"),
+        (RangerLARS, {"slow_step_size": 1.5}, "slow_step_size"),
+    ],
+)
+def test_bad_hyperparameters_are_refused_with_value_and_range(make, options, message):
+    with pytest.raises(ValueError, match=message):
+        make([nn.Parameter(torch.ones(2))], **options)
+
+
+def test_a_group_with_a_bad_hyperparameter_is_refused_and_not_added():
+    optimizer = LAMB([nn.Parameter(torch.ones(2))])
+    with pytest.raises(ValueError, match="eps"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "eps": -1.0})
+    assert len(optimizer.param_groups) == 1
