@@ -33,6 +33,8 @@ from planner.reading import FlatOutput, OutputRole, Reading, Traced, read_joint,
 
 _log = logging.getLogger(__name__)
 TORCH_VERSION = torch.__version__.split("+")[0]
+# Before 2.13 autograd keeps the gradients that it hands to a compiled backward until that backward returns.
+_TANGENTS_STAY = tuple(int(part) for part in TORCH_VERSION.split(".")[:2]) < (2, 13)
 _HERE = Path(__file__).resolve().parent
 _TORCH = Path(torch.__file__).resolve().parent
 
@@ -148,7 +150,9 @@ def traced_of(module: fx.GraphModule) -> Traced:
         },
         storages={node: _storages(node.meta.get("val")) for node in module.graph.nodes},
         backward=frozenset(n for n in calls if n.meta.get("partitioner_tag") == "is_backward"),
-        random=frozenset(n for n in calls if torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ())),
+        random=frozenset(
+            n for n in calls if torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ())
+        ),
         opaque=frozenset(n for n in calls if _is_opaque(n.target)),
     )
 
@@ -362,7 +366,7 @@ def _with_loss(
             f"the loss must be one scalar, got {[describe(v) for v in loss_reading.output_vals]}. "
             "Reduce it, for instance with .mean()."
         )
-    return stitch(reading, loss_reading)
+    return stitch(reading, loss_reading, tangents_stay=_TANGENTS_STAY)
 
 
 def _explain(error: Exception, *, part: str = "model") -> str:
@@ -379,7 +383,7 @@ def _explain(error: Exception, *, part: str = "model") -> str:
         "masks, or move the decision out of the module."
         if any(word in type(error).__name__ for word in ("DataDependent", "GuardOn", "UserError"))
         or "data-dependent" in cause
-        else "Run one step of it without a plan first; a step that runs in eager mode but not here is worth a report."
+        else "Run one step of it without a plan first; if that works, this is worth a report."
     )
     return f"the {part} cannot be captured{place}: {type(error).__name__}: {cause}. {hint}"
 
@@ -392,4 +396,3 @@ def _graph_rows(module: fx.GraphModule) -> list[list[str]]:
         leaves = [describe(leaf) for leaf in pytree.tree_leaves(val) if isinstance(leaf, torch.Tensor)]
         rows.append([node.op, node.name, str(node.target), str(node.args), str(node.kwargs), str(leaves)])
     return rows
-

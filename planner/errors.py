@@ -1,9 +1,9 @@
 """What the planner raises.
 
-    ValueError
-    ├── CaptureError        the model's step cannot be captured as one graph
-    ├── InfeasibleError     no plan was found that meets the budget
-    └── PlanMismatchError   the plan was made for another model, batch or torch
+ValueError
+├── CaptureError        the model's step cannot be captured as one graph
+├── InfeasibleError     no plan was found that meets the budget
+└── PlanMismatchError   the plan was made for another model, batch or torch
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ class InfeasibleError(ValueError):
         owner: the operation at whose time that plan peaks.
     """
 
-    def __init__(
-        self, message: str, *, budget_bytes: int, smallest_feasible_bytes: int, owner: str
-    ) -> None:
+    def __init__(self, message: str, *, budget_bytes: int, smallest_feasible_bytes: int, owner: str) -> None:
         super().__init__(message)
         self.budget_bytes = budget_bytes
         self.smallest_feasible_bytes = smallest_feasible_bytes

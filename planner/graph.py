@@ -136,10 +136,7 @@ class Graph:
     def digest(self) -> str:
         """SHA-256 over structure, sizes and operators: equal graphs, equal digests."""
         return digest_of(
-            [
-                [n.name, n.op, n.phase.value, n.inputs, n.outputs, n.can_rematerialize]
-                for n in self.nodes
-            ]
+            [[n.name, n.op, n.phase.value, n.inputs, n.outputs, n.can_rematerialize] for n in self.nodes]
             + [[v.name, v.size_bytes, v.kind.value, v.first_run_only] for v in self.values]
         )
 

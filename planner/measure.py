@@ -100,7 +100,7 @@ def _allocations(events: profile) -> Iterator[int]:
     assert results is not None
     for event in results.events():
         if event.name() == "[memory]":
-            yield event.nbytes()
+            yield event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _highest(changes: Iterable[int]) -> int:

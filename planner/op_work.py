@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.node import map_arg
 from torch.utils.flop_counter import flop_registry
 
 from cost_models.work import DTYPES, Work, WorkKind
@@ -67,16 +68,20 @@ def work_of(call: fx.Node) -> Work:
     """
     name = str(getattr(call.target, "overloadpacket", call.target)).removeprefix("aten.")
     out = call.meta.get("val")
-    args = fx.node.map_arg(call.args, lambda n: n.meta.get("val"))
-    kwargs = fx.node.map_arg(call.kwargs, lambda n: n.meta.get("val"))
+    args = map_arg(call.args, lambda n: n.meta.get("val"))
+    kwargs = map_arg(call.kwargs, lambda n: n.meta.get("val"))
     inputs = _tensors([n.meta.get("val") for n in call.all_input_nodes])
     outputs = _tensors(out)
-    kind = next((kind for fragment, kind in _KIND_BY_FRAGMENT if fragment in name), "elementwise")
+    kind = _kind_of(name)
     read_bytes = sum(_moved_bytes(t) for t in inputs)
     if kind == "gather" and "backward" not in name:
         read_bytes = min(read_bytes, 2 * sum(_moved_bytes(t) for t in outputs))
     floating = [t for t in (*outputs, *inputs) if t.dtype.is_floating_point]
-    dtype = str((floating or outputs or inputs)[0].dtype).removeprefix("torch.") if outputs or inputs else "float32"
+    dtype = (
+        str((floating or outputs or inputs)[0].dtype).removeprefix("torch.")
+        if outputs or inputs
+        else "float32"
+    )
     return Work(
         flop=_flop(call, kind, args, kwargs, out, outputs, inputs),
         read_bytes=read_bytes,
@@ -84,6 +89,14 @@ def work_of(call: fx.Node) -> Work:
         dtype=dtype if dtype in DTYPES else "float32",
         kind=kind,
     )
+
+
+def _kind_of(name: str) -> WorkKind:
+    """Kind of the operation with this name."""
+    for fragment, kind in _KIND_BY_FRAGMENT:
+        if fragment in name:
+            return kind
+    return "elementwise"
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:

@@ -71,7 +71,9 @@ def plan(
     cost_model = Roofline(load_hardware(hardware))
     captured = capture(model, batch, loss=loss)
     costed = annotate(captured.graph, cost_model)
-    static = static_memory(captured, model, optimizer=optimizer, world_size=world_size, accumulation=accumulation)
+    static = static_memory(
+        captured, model, optimizer=optimizer, world_size=world_size, accumulation=accumulation
+    )
     everything = Problem(costed, 0, static)
     retained_all = simulate(everything, retain_all_schedule(everything))
     problem = Problem(

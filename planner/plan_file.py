@@ -146,7 +146,9 @@ class Plan(_Frozen):
         try:
             text = Path(path).read_text()
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"the plan {path} cannot be read: {error}. Name a file written by --out.") from error
+            raise ValueError(
+                f"the plan {path} cannot be read: {error}. Name a file written by --out."
+            ) from error
         return cls.from_json(text)
 
     @property

@@ -37,7 +37,10 @@ def memory_figure(plan: Plan, *, measured_peak_bytes: int | None = None) -> Figu
     unit, name = (_GIB, "GiB") if top >= _GIB else (_MIB, "MiB")
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    for label, timeline in (("retained all", plan.retained_all_timeline_bytes), ("plan", plan.timeline_bytes)):
+    for label, timeline in (
+        ("retained all", plan.retained_all_timeline_bytes),
+        ("plan", plan.timeline_bytes),
+    ):
         # Both runs of the step have the same width, whatever the number of their operations.
         share = [100.0 * (i + 0.5) / len(timeline) for i in range(len(timeline))]
         axes.step(share, [b / unit for b in timeline], where="mid", color=COLOURS[label], label=label)

@@ -126,7 +126,9 @@ def read_joint(traced: Traced) -> Reading:
         # A tangent is no value of this graph: it is known by a negative number until the loss is put in.
         builder.value_of_storage |= {key: -index - 1 for key, _ in traced.storages[placeholder]}
         builder.shows[placeholder] = (-index - 1,)
-    static = {key for n in traced.module.graph.nodes if n.op != "call_function" for key, _ in traced.storages[n]}
+    static = {
+        key for n in traced.module.graph.nodes if n.op != "call_function" for key, _ in traced.storages[n]
+    }
     backward = _backward_calls(traced, calls)
     for phase, members in (
         (Phase.FORWARD, [n for n in calls if n not in backward]),
@@ -151,11 +153,19 @@ def read_joint(traced: Traced) -> Reading:
     )
 
 
-def stitch(model: Reading, loss: Reading) -> Graph:
+def stitch(model: Reading, loss: Reading, *, tangents_stay: bool) -> Graph:
     """Put the loss's own forward and backward between the model's.
 
     The loss runs in eager mode: its values cannot be rematerialized. The gradients that it hands over die when
     the model's backward has read them; the model's outputs stay with the caller.
+
+    Args:
+        model: its joint graph.
+        loss: the joint graph of the loss as a function of the model's flat outputs.
+        tangents_stay: the gradients that the loss hands over stay until backward ends.
+
+    Returns:
+        The whole step.
     """
     joined = _Joined()
     forward = range(model.graph.num_forward)
@@ -163,7 +173,9 @@ def stitch(model: Reading, loss: Reading) -> Graph:
     joined.append(model.graph, forward, model_values)
     loss_values: dict[int, int] = {}
     joined.append(loss.graph, range(len(loss.graph.nodes)), loss_values, phase=Phase.LOSS)
-    gradients = {f.index: f.node for f in loss.traced.outputs if f.role is OutputRole.GRADIENT and f.node is not None}
+    gradients = {
+        f.index: f.node for f in loss.traced.outputs if f.role is OutputRole.GRADIENT and f.node is not None
+    }
     tangents: dict[int, tuple[int, ...]] = {}
     for placeholder, index in model.traced.tangents.items():
         if index in gradients:
@@ -173,6 +185,9 @@ def stitch(model: Reading, loss: Reading) -> Graph:
             # Autograd fills in zeros for an output that the loss does not read.
             size = sum(size for _, size in model.traced.storages[placeholder])
             tangents[index] = (joined.zeros(f"zeros_{placeholder.name}", size),)
+    if tangents_stay:
+        for v in (v for shown in tangents.values() for v in shown):
+            joined.values[v] = dataclasses.replace(joined.values[v], kind=ValueKind.OUTPUT)
     backward = range(len(forward), len(model.graph.nodes))
     joined.append(model.graph, backward, model_values, tangents=tangents, reads=model.tangents_read)
     return Graph(tuple(joined.nodes), tuple(joined.values))
@@ -239,11 +254,15 @@ def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
 
 def _backward_calls(traced: Traced, calls: list[fx.Node]) -> set[fx.Node]:
     """Calls that need a gradient from outside, or were traced in backward and no forward output needs them."""
-    forward_outputs = [f.node for f in traced.outputs if f.role is not OutputRole.GRADIENT and f.node is not None]
+    forward_outputs = [
+        f.node for f in traced.outputs if f.role is not OutputRole.GRADIENT and f.node is not None
+    ]
     for_forward = _ancestors(forward_outputs)
     late: set[fx.Node] = set(traced.tangents)
     for call in calls:
-        if call not in for_forward and (call in traced.backward or any(i in late for i in call.all_input_nodes)):
+        if call not in for_forward and (
+            call in traced.backward or any(i in late for i in call.all_input_nodes)
+        ):
             late.add(call)
     return late
 

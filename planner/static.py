@@ -104,11 +104,7 @@ class _LiveBytes(TorchDispatchMode):
         self._owners: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        known = {
-            storage_key(t)
-            for t in pytree.tree_leaves((args, kwargs))
-            if isinstance(t, torch.Tensor)
-        }
+        known = {storage_key(t) for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
         out = func(*args, **(kwargs or {}))
         for tensor in pytree.tree_leaves(out):
             if not isinstance(tensor, torch.Tensor):

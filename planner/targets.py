@@ -89,7 +89,8 @@ class TargetSpec(StrictModel):
         function: Any = self.resolve()
         if inspect.isclass(function):
             self._check_arguments(function)
-            return function(**self.kwargs)
+            instance: Any = function(**self.kwargs)
+            return instance
         return functools.partial(function, **self.kwargs) if self.kwargs else function
 
     def _check_arguments(self, function: Callable[..., Any]) -> None:

@@ -109,5 +109,5 @@ def _first_difference(what: str, old: tuple[str, ...], new: tuple[str, ...]) -> 
             )
     if len(old) != len(new):
         raise PlanMismatchError(
-            f"the plan was made for {len(old)} {what}s, here are {len(new)}. Plan again for this model and batch."
+            f"the plan was made for {len(old)} {what}s, here are {len(new)}. Plan again for this one."
         )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch.fx.graph import _BoxedCodeGen
+from torch.fx.node import map_arg
 
 from planner.reading import BATCH_NORM, OutputRole, Reading
 from planner.schedule import Compute, Free, Instruction, Schedule
@@ -39,7 +40,9 @@ def partition(reading: Reading, schedule: Schedule) -> tuple[fx.GraphModule, fx.
     forward.run(schedule.instructions[:cut])
     backward = _Half(reading, tangents=True)
     backward.run(schedule.instructions[cut:])
-    backward_module = backward.finish([f.node for f in reading.traced.outputs if f.role is OutputRole.GRADIENT])
+    backward_module = backward.finish(
+        [f.node for f in reading.traced.outputs if f.role is OutputRole.GRADIENT]
+    )
     outputs = [f.node for f in reading.traced.outputs if f.role is not OutputRole.GRADIENT]
     return forward.finish([*outputs, *backward.taken]), backward_module
 
@@ -64,7 +67,10 @@ class _Half:
             for v in values:
                 self.shown_by.setdefault(v, []).append(node)
         for node in reading.traced.module.graph.nodes:
-            if node.op == "placeholder" and (node in reading.traced.tangents or _is_tangent(node)) == tangents:
+            if (
+                node.op == "placeholder"
+                and (node in reading.traced.tangents or _is_tangent(node)) == tangents
+            ):
                 self.here[node] = self._copy(node)
         self.anchor = next(iter(self.graph.nodes), None)
         self.forward_calls = set(reading.calls[: reading.graph.num_forward])
@@ -85,8 +91,8 @@ class _Half:
 
     def emit(self, call: fx.Node, *, again: bool) -> None:
         """Write one call and, right behind it, the getitems that take its outputs apart."""
-        args = fx.node.map_arg(call.args, self.fetch)
-        kwargs = fx.node.map_arg(call.kwargs, self.fetch)
+        args = map_arg(call.args, self.fetch)
+        kwargs = map_arg(call.kwargs, self.fetch)
         target, num_outputs = call.target, None
         if again and target is BATCH_NORM:
             target, args, num_outputs = _BATCH_NORM_AGAIN, (*args[:3], *args[5:]), 3
@@ -94,7 +100,9 @@ class _Half:
         new.meta = dict(call.meta)
         for user in call.users:
             position = user.args[1] if _is_getitem(user) else None
-            if user in self.here or position is None or (num_outputs is not None and position >= num_outputs):
+            if user in self.here or not isinstance(position, int):
+                continue
+            if num_outputs is not None and position >= num_outputs:
                 continue
             taken = self.graph.create_node("call_function", user.target, (new, position), {}, name=user.name)
             taken.meta = dict(user.meta)
@@ -111,8 +119,8 @@ class _Half:
         elif node.op == "placeholder" or node in self.owner_of:
             self.here[node] = self._take(node)
         elif node in self.reading.views:
-            args = fx.node.map_arg(node.args, self.fetch)
-            kwargs = fx.node.map_arg(node.kwargs, self.fetch)
+            args = map_arg(node.args, self.fetch)
+            kwargs = map_arg(node.kwargs, self.fetch)
             new = self.graph.create_node("call_function", node.target, args, kwargs, name=node.name)
             new.meta = dict(node.meta)
             self.here[node] = new

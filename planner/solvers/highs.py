@@ -73,21 +73,18 @@ def run_highs(
     )
     solver.start = start
     model.solve(solver)
-    highs = model.solverModel  # pyright: ignore[reportAttributeAccessIssue]
+    highs: highspy.Highs = model.solverModel  # type: ignore[assignment]
     status = highs.getModelStatus()
     info = highs.getInfo()
     optimal = status == highspy.HighsModelStatus.kOptimal
     feasible = info.primal_solution_status == 2  # kSolutionStatusFeasible
     objective = info.objective_function_value if feasible else float("inf")
-    if mip:
-        bound = info.mip_dual_bound
-    else:
-        bound = objective if optimal else float("-inf")
+    relaxation_bound = objective if optimal else float("-inf")
     return SolveOutcome(
         has_values=feasible,
         optimal=optimal,
         infeasible=status
         in (highspy.HighsModelStatus.kInfeasible, highspy.HighsModelStatus.kUnboundedOrInfeasible),
         objective=objective,
-        bound=bound,
+        bound=info.mip_dual_bound if mip else relaxation_bound,
     )

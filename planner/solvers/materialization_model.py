@@ -130,7 +130,12 @@ class MaterializationModel:
         if incumbent is not None and not relaxed:
             start = {x.name: float(incumbent[v]) for v, x in self.x.items()}
         return run_highs(
-            self.model, mip=not relaxed, time_limit_s=time_limit_s, abs_gap=abs_gap, threads=threads, start=start
+            self.model,
+            mip=not relaxed,
+            time_limit_s=time_limit_s,
+            abs_gap=abs_gap,
+            threads=threads,
+            start=start,
         )
 
     def choice(self) -> np.ndarray:

@@ -159,7 +159,9 @@ class Windows:
             value, end = graph.values[v], self.end[v]
             profile[self.last_forward_use[v] + 1 : cut] += value.size_bytes * retained[v]
             z = remade[value.node][: end + 1 - cut]
-            there = np.maximum(retained[v], z) if len(graph.nodes[value.node].outputs) > 1 else retained[v] + z
+            there = (
+                np.maximum(retained[v], z) if len(graph.nodes[value.node].outputs) > 1 else retained[v] + z
+            )
             profile[cut : end + 1] += value.size_bytes * np.minimum(there, 1.0)
         return profile
 
