@@ -105,24 +105,24 @@ class RangerLARS(AbstractPerTensorOptimizer):
         betas, weight_decay = group["betas"], group["weight_decay"]
         update_moments(state, gradient, betas=betas, maximize=group["maximize"])
         factor = rectification(state["step"], betas[1], rectify_above=group["rectify_above"])
-        adapts = group["layer_adaptation"]
+        momentum_scale = 1 / (1 - betas[0] ** state["step"])
         ratio = None
-        if adapts and group["trust"] == "before_rectify":
-            update = adam_direction(state, betas=betas, eps=group["eps"]).add_(weight, alpha=weight_decay)
+        if group["layer_adaptation"] and group["trust"] == "before_rectify":
+            update = _with_decay(adam_direction(state, betas=betas, eps=group["eps"]), weight, weight_decay)
             ratio = trust_ratio(weight, update)
             if factor is None:
-                update = torch.mul(state["exp_avg"], 1 / (1 - betas[0] ** state["step"]), out=update)
-                update.add_(weight, alpha=weight_decay)
+                update = torch.mul(state["exp_avg"], momentum_scale, out=update)
+                _with_decay(update, weight, weight_decay)
             else:
                 # r (a + lambda w) + (1 - r) lambda w = r a + lambda w, without another temporary.
-                update.mul_(factor).add_(weight, alpha=(1 - factor) * weight_decay)
+                _with_decay(update.mul_(factor), weight, (1 - factor) * weight_decay)
         else:
             if factor is None:
-                update = torch.mul(state["exp_avg"], 1 / (1 - betas[0] ** state["step"]))
+                update = torch.mul(state["exp_avg"], momentum_scale)
             else:
                 update = adam_direction(state, betas=betas, eps=group["eps"]).mul_(factor)
-            update.add_(weight, alpha=weight_decay)
-            if adapts:
+            _with_decay(update, weight, weight_decay)
+            if group["layer_adaptation"]:
                 ratio = trust_ratio(weight, update)
         rate = group["lr"] * group["trust_coefficient"]
         if ratio is None:
@@ -130,3 +130,8 @@ class RangerLARS(AbstractPerTensorOptimizer):
         else:
             weight.addcmul_(update, ratio, value=-rate)
         synchronize(weight, state["slow"], count=state["step"], group=group)
+
+
+def _with_decay(direction: Tensor, weight: Tensor, weight_decay: float) -> Tensor:
+    """Add lambda w to `direction` in place; no pass over memory without a decay."""
+    return direction.add_(weight, alpha=weight_decay) if weight_decay else direction
