@@ -52,6 +52,7 @@ def measure_rank(rank, port, folder):
             group = dist.new_group(list(range(world_size)))
             if rank < world_size:
                 seen[world_size] = train_with_and_without_hook(rank, world_size, group)
+                seen[world_size]["micro"] = accumulate_on_ranks(rank, world_size, group)
         (folder / f"{rank}.json").write_text(json.dumps(seen))
     finally:
         dist.destroy_process_group()
@@ -89,6 +90,26 @@ def train_with_and_without_hook(rank, world_size, group):
     return {"is_equal": is_equal, "norms": norms}
 
 
+def accumulate_on_ranks(rank, world_size, group):
+    model = DistributedDataParallel(small_model(), process_group=group)
+    noise = MicroBatchNoise(model.parameters())
+    with model.no_sync():
+        (loss_of(model, batch_of(rank, 0)) / 2).backward()
+    (loss_of(model, batch_of(rank, 1)) / 2).backward()
+    observed = noise.observation(num_micro_batches=2, loss_factor=1 / 2)
+    apart = {}
+    for other in range(world_size):
+        for micro in range(2):
+            alone = small_model()
+            loss_of(alone, batch_of(other, micro)).backward()
+            apart[other, micro] = [p.grad for p in alone.parameters()]
+    mean = [torch.stack(gradients).double().mean(0) for gradients in zip(*apart.values())]
+    return [
+        (observed.small_sqnorm.item(), (sqnorm(apart[rank, 0]) + sqnorm(apart[rank, 1])) / 2),
+        (observed.big_sqnorm.item(), sqnorm(mean)),
+    ]
+
+
 @pytest.fixture(scope="module")
 def seen_by_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
@@ -112,6 +133,13 @@ def test_rank_hook_measures_the_norms_of_gradients_computed_apart(seen_by_ranks,
         assert len(norms) == 4 + 3 + 3
         for measured, expected in norms:
             # float32 norms of buckets against sums in float64.
+            assert measured == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_micro_batches_of_all_ranks_are_measured_against_the_step_of_all_ranks(seen_by_ranks, world_size):
+    for rank in range(world_size):
+        for measured, expected in seen_by_ranks[rank][str(world_size)]["micro"]:
             assert measured == pytest.approx(expected, rel=1e-5)
 
 
