@@ -162,9 +162,9 @@ def _is_getitem(node: fx.Node) -> bool:
     return getattr(node.target, "__name__", "") == "getitem"
 
 
-def boxed(module: fx.GraphModule, example_inputs: Any) -> Any:
+def boxed(gm: fx.GraphModule, example_inputs: Any) -> Any:
     """The generated code as a function of one list, which it empties as it reads."""
-    forward = module.forward
+    forward = gm.forward
 
     def call(arguments: list[Any]) -> Any:
         return forward(arguments)

@@ -9,6 +9,10 @@ import highspy
 import pulp
 
 
+class SolverError(RuntimeError):
+    """The solver itself failed; nothing is known about the problem."""
+
+
 @dataclass(frozen=True)
 class SolveOutcome:
     """What one call of the solver proved and found.
@@ -34,13 +38,21 @@ class _HighsWithStart(pulp.HiGHS):
     start: dict[str, float] | None = None
 
     def callSolver(self, lp: Any) -> None:  # noqa: N802 (PuLP's name)
-        """Hand over the start, then run."""
+        """Hand over the start, then run.
+
+        HiGHS keeps one pool of threads in a process and refuses another number of them until it is reset.
+        """
+        highspy.Highs.resetGlobalScheduler(True)
         if self.start:
             pairs = [(v.index, self.start[v.name]) for v in lp.variables() if v.name in self.start]
             indices = [index for index, _ in pairs]
             values = [value for _, value in pairs]
             lp.solverModel.setSolution(len(indices), indices, values)
-        lp.solverModel.run()
+        if lp.solverModel.run() == highspy.HighsStatus.kError:
+            raise SolverError(
+                f"HiGHS {highspy.Highs().version()} failed on a model of {len(lp.variables())} variables. "
+                "Report the model and the version."
+            )
 
 
 def run_highs(
@@ -67,6 +79,9 @@ def run_highs(
 
     Returns:
         What was proven and found.
+
+    Raises:
+        SolverError: HiGHS reports an error of its own.
     """
     solver = _HighsWithStart(
         mip=mip, msg=False, timeLimit=max(0.1, time_limit_s), gapAbs=abs_gap, gapRel=0.0, threads=threads

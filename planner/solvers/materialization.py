@@ -17,6 +17,8 @@ from planner.solvers.materialization_model import MaterializationModel
 
 # The solver accepts rows that are violated by about 1e-6; the judge does not. Smaller excess is no new row.
 _TOLERANCE = 1e-6
+# Sums of seconds in another order differ by about this share.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Materialization:
         """
         start = time.perf_counter()
         search = _Search(problem, start + self.time_limit_s, self.threads)
-        status = search.cheapest(self.gap * problem.costed.step_s)
+        status = search.cheapest(max(self.gap, _ROUNDING) * problem.costed.step_s)
         best = search.best
         time_s = best[0] if best is not None else float("inf")
         return Solution(

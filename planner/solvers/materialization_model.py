@@ -32,10 +32,10 @@ class MaterializationModel:
         self.time_scale = max(problem.costed.step_s, 1e-30) / 100.0
         self.model = pulp.LpProblem("materialization", pulp.LpMinimize)
         # x_q = 1: value q is retained for backward.
-        self.x = {v: pulp.LpVariable(f"x_{v}", cat="Binary") for v in self.windows.droppable}
+        self.x = {v: self.model.add_variable(f"x_{v}", cat="Binary") for v in self.windows.droppable}
         # z_{k,t}: node k has been run again by backward time t. Given x, the least z is 0 or 1.
         self.z: dict[tuple[int, int], pulp.LpVariable] = {}
-        self.cap = pulp.LpVariable("cap", lowBound=0.0)
+        self.cap = self.model.add_variable("cap", lowBound=0.0)
         self.rows: set[int] = set()
         self.cap_bytes = cap_bytes
 
@@ -72,7 +72,7 @@ class MaterializationModel:
         at = triggers[bisect_right(triggers, t) - 1]
         if (k, at) in self.z:
             return self.z[k, at]
-        z = self.z[k, at] = pulp.LpVariable(f"z_{k}_{at}", lowBound=0.0, upBound=1.0)
+        z = self.z[k, at] = self.model.add_variable(f"z_{k}_{at}", lowBound=0.0, upBound=1.0)
         for v in self.graph.nodes[k].outputs:
             if v not in self.x:
                 continue
@@ -111,7 +111,7 @@ class MaterializationModel:
         if len(self.graph.nodes[k].outputs) == 1:
             return [x, z]
         # A node of several outputs may run again for another one: a retained value is counted once.
-        there = pulp.LpVariable(f"o_{v}_{t}", lowBound=0.0, upBound=1.0)
+        there = self.model.add_variable(f"o_{v}_{t}", lowBound=0.0, upBound=1.0)
         self.model += there - x >= 0
         self.model += there - z >= 0
         return [there]
