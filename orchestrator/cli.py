@@ -21,6 +21,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+_INTERRUPTED = 130
+
 JobPath = Annotated[
     Path, typer.Argument(metavar="JOB", help="A job file, for example deploy/jobs/quickstart.yaml.")
 ]
@@ -67,7 +69,8 @@ def train(
         from orchestrator.launch import train as train_job
 
         options = Options(job_path=str(job), address=address, resume=resume, json_lines=as_json, quiet=quiet)
-        train_job(spec, options)
+        if not train_job(spec, options):
+            raise typer.Exit(_INTERRUPTED)
 
 
 @contextlib.contextmanager
@@ -85,7 +88,7 @@ def _answers(*, as_json: bool) -> Iterator[None]:
     except ValueError as error:
         _leave(str(error), 2, as_json=as_json)
     except KeyboardInterrupt:
-        _leave("interrupted", 130, as_json=as_json)
+        _leave("interrupted", _INTERRUPTED, as_json=as_json)
 
 
 def _leave(message: str, status: int, *, as_json: bool, **more: object) -> None:

@@ -155,6 +155,7 @@ def _summary(outcome: Outcome, follower: _Follower, job: JobSpec, folder: RunFol
         "recommended_because": outcome.recommended_because,
         "validation_before": outcome.validation_before,
         "validation_after": outcome.validation_after,
+        "validated_step": outcome.validated_step,
         "finished": outcome.finished,
         "run_dir": str(folder.path),
     }
@@ -174,7 +175,9 @@ def _print_summary(summary: dict[str, Any], options: Options, hint: str, *, fini
         return
     before, after = summary["validation_before"], summary["validation_after"]
     if before is not None and after is not None:
-        write_line(f"validation loss       {before:.4f} before, {after:.4f} after step {summary['step']}")
+        write_line(
+            f"validation loss       {before:.4f} before, {after:.4f} after step {summary['validated_step']}"
+        )
     write_line(f"recommended batch     {_recommendation(summary)}")
     write_line(f"run folder            {summary['run_dir']}")
     if not finished:

@@ -27,7 +27,7 @@ class NoiseMeasurement:
     the estimate says so.
 
     Args:
-        module: of the step, before its first backward; wrapped for data parallelism if there are several ranks.
+        module: of the step, before its first backward; wrapped for data parallelism if ranks are several.
         layout: of the global batch.
     """
 

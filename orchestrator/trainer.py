@@ -62,12 +62,14 @@ class Progress:
         samples_seen: position in the stream of training samples.
         validation_before: mean validation loss before the first step.
         validation_after: mean validation loss when it was last measured.
+        validated_step: and when that was.
     """
 
     step: int = 0
     samples_seen: int = 0
     validation_before: float | None = None
     validation_after: float | None = None
+    validated_step: int = 0
 
 
 @dataclass
@@ -118,7 +120,7 @@ class Trainer:
             stop = self._step()
             step, last = self.progress.step, self.progress.step == train.steps
             if last or (train.validate_every and step % train.validate_every == 0):
-                self.progress.validation_after = self._validate()
+                self.progress.validation_after, self.progress.validated_step = self._validate(), step
             if last or stop or (train.checkpoint_every and step % train.checkpoint_every == 0):
                 self._save()
             if stop and not last:

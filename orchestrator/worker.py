@@ -57,7 +57,8 @@ class Outcome:
         finished: False where it was stopped before its last step.
         step: steps done.
         validation_before: mean validation loss before the first step.
-        validation_after: mean validation loss at the end; None where it was stopped before one was measured.
+        validation_after: mean validation loss when it was last measured; None where it was stopped before.
+        validated_step: and when that was.
         recommended_batch: samples a step; None where the noise scale is not known well enough.
         recommended_because: why, or why not, in a sentence.
     """
@@ -66,6 +67,7 @@ class Outcome:
     step: int
     validation_before: float | None
     validation_after: float | None
+    validated_step: int
     recommended_batch: int | None
     recommended_because: str
 
@@ -173,6 +175,7 @@ def _train(
         step=progress.step,
         validation_before=progress.validation_before,
         validation_after=progress.validation_after,
+        validated_step=progress.validated_step,
         recommended_batch=advice.batch,
         recommended_because=advice.reason,
     )

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.backends.protocol import RunFailedError
 from orchestrator.job import JobSpec
 from orchestrator.metrics import Event
 from orchestrator.stopping import StopSignal
 from orchestrator.worker import Assignment, Outcome, RankError, train_rank
-
-if TYPE_CHECKING:
-    from ray.actor import ActorProxy
 
 _POLL_S = 0.1
 _CONNECT_TIMEOUT_S = 10.0
@@ -33,6 +31,7 @@ _RAY_ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_enable_metrics_collection": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",  # the raylet's own complaints would be printed on stdout, among our results
 }
 
 
@@ -65,7 +64,7 @@ class _Mailbox:
 class _RayReporter:
     """Reports through the mailbox without waiting for it."""
 
-    def __init__(self, mailbox: ActorProxy[_Mailbox]) -> None:
+    def __init__(self, mailbox: Any) -> None:
         self._mailbox = mailbox
         self._answer: Any = None
         self._stop = False
@@ -157,7 +156,7 @@ def _follow(fit: _Fit, mailbox: Any, *, on_event: Callable[[Event], None], stop:
 class _Fit:
     """Ray Train's blocking `fit` in a thread, so that Ctrl-C stays ours."""
 
-    def __init__(self, assignment: Assignment, job: JobSpec, mailbox: ActorProxy[_Mailbox]) -> None:
+    def __init__(self, assignment: Assignment, job: JobSpec, mailbox: Any) -> None:
         self.error: Exception | None = None
         self._trainer = _make_trainer(assignment, job, mailbox)
         self.thread = threading.Thread(target=self._run, daemon=True, name="ray-train-fit")
@@ -172,7 +171,7 @@ class _Fit:
             self.error = error
 
 
-def _make_trainer(assignment: Assignment, job: JobSpec, mailbox: ActorProxy[_Mailbox]) -> Any:
+def _make_trainer(assignment: Assignment, job: JobSpec, mailbox: Any) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -232,6 +231,7 @@ def _cluster(address: str | None, job: JobSpec) -> Iterator[None]:
             bad_input=True,
         ) from error
 
+    logging.getLogger("ray").setLevel(logging.ERROR)
     threads = str(job.train.threads_per_worker)
     arguments: dict[str, Any] = {
         "log_to_driver": False,
