@@ -12,6 +12,22 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.failures import RunFailedError
+from orchestrator.job import JobSpec
+from planner.__main__ import (
+    AsJson,
+    BudgetText,
+    HardwareName,
+    JobPath,
+    OutPath,
+    TimeLimit,
+    answer,
+    quiet_libraries,
+)
+from planner.errors import InfeasibleError
+from planner.workload import Workload
+from planner.yaml_reader import read_yaml
+
 app = typer.Typer(
     name="lowtide",
     help="Train PyTorch models inside a memory budget.",
@@ -23,11 +39,6 @@ app = typer.Typer(
 
 _INTERRUPTED = 130
 
-JobPath = Annotated[
-    Path, typer.Argument(metavar="JOB", help="A job file, for example deploy/jobs/quickstart.yaml.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON objects on stdout, for machines.")]
-
 
 @app.callback()
 def _root() -> None:
@@ -37,7 +48,7 @@ def _root() -> None:
 @app.command(epilog="Example: lowtide train deploy/jobs/quickstart.yaml --budget 60%")
 def train(
     job: JobPath,
-    budget: Annotated[str | None, typer.Option(help="'4GiB', '60%', '50% of activations' or 'none'.")] = None,
+    budget: BudgetText = None,
     address: Annotated[
         str | None, typer.Option(help="Join a Ray cluster: HOST:PORT, ray://HOST:PORT or auto.")
     ] = None,
@@ -55,8 +66,6 @@ def train(
 ) -> None:
     """Plan a job, train it, and leave a run folder."""
     with _answers(as_json=as_json):
-        from orchestrator.job import JobSpec
-
         spec = JobSpec.load(job).with_changes(
             budget=budget,
             seed=seed,
@@ -73,12 +82,40 @@ def train(
             raise typer.Exit(_INTERRUPTED)
 
 
+@app.command(
+    epilog="Example: lowtide plan deploy/jobs/quickstart.yaml --budget 60% --hardware h100-sxm --out plan.json"
+)
+def plan(
+    job: JobPath,
+    budget: BudgetText = None,
+    hardware: HardwareName = None,
+    out: OutPath = None,
+    time_limit: TimeLimit = None,
+    as_json: AsJson = False,
+) -> None:
+    """Plan the training step of one rank; nothing is trained."""
+    with _answers(as_json=as_json):
+        is_job = "train" in read_yaml(job)
+        workload = JobSpec.load(job) if is_job else Workload.load(job)
+        if isinstance(workload, JobSpec):
+            from orchestrator.planning import plan_job as plan_it
+        else:
+            from planner.pipeline import plan_workload as plan_it
+        status = answer(
+            workload,
+            plan_it,
+            budget=budget,
+            hardware=hardware,
+            out=out,
+            time_limit=time_limit,
+            as_json=as_json,
+        )
+        raise typer.Exit(status)
+
+
 @contextlib.contextmanager
 def _answers(*, as_json: bool) -> Iterator[None]:
     """Turn what a command may raise into a sentence and a status: 1 no answer, 2 bad usage, 130 Ctrl-C."""
-    from orchestrator.failures import RunFailedError
-    from planner.errors import InfeasibleError
-
     try:
         yield
     except InfeasibleError as error:
@@ -100,6 +137,7 @@ def _leave(message: str, status: int, *, as_json: bool, **more: object) -> None:
 
 def main() -> None:
     """Entry point of the console script."""
+    quiet_libraries()
     logging.basicConfig(
         level=logging.WARNING, format="lowtide: %(levelname)s: %(message)s", stream=sys.stderr
     )

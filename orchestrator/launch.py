@@ -8,17 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cost_models.units import format_bytes
 from orchestrator.backends import local, ray_cluster
 from orchestrator.backends.protocol import Backend, RunFailedError
 from orchestrator.job import JobSpec
 from orchestrator.metrics import Event, MetricsLog
 from orchestrator.planning import plan_job
+from orchestrator.plots import loss_figure
 from orchestrator.progress import Display, write_line
 from orchestrator.run_folder import RunFolder, describe_machine
 from orchestrator.stopping import StopSignal
 from orchestrator.worker import Assignment, Outcome
 from planner import Plan
+from planner.plots import memory_figure
+from planner.report import plan_lines
 
 
 @dataclass(frozen=True)
@@ -112,22 +114,15 @@ def train(job: JobSpec, options: Options) -> bool:
     return outcome.finished
 
 
-def plan_lines(plan: Plan) -> list[str]:
-    """The plan in five lines."""
-    return [
-        f"peak, all retained    {format_bytes(plan.retained_all_peak_bytes)}",
-        f"budget                {format_bytes(plan.budget_bytes)}",
-        f"predicted peak        {format_bytes(plan.predicted_peak_bytes)}",
-        f"extra time            {100 * plan.extra_time_fraction:.1f} %",
-        f"solver                {plan.solver}, {plan.status}, gap {100 * plan.gap:.2f} %, {plan.solve_s:.1f} s",
-    ]
-
-
 def _plan(job: JobSpec, folder: RunFolder) -> Plan | None:
-    """A new plan, or the one that a continued run began with."""
+    """A new plan, or the one that a continued run began with; None for budget "none"."""
+    if job.budget == "none":
+        return None
     if folder.began_with(budget=job.budget, hardware=job.hardware) and folder.plan.exists():
         return Plan.load(folder.plan)
-    return plan_job(job, folder)
+    plan = plan_job(job)
+    plan.save(folder.plan)
+    return plan
 
 
 def _backend(job: JobSpec, options: Options) -> Backend:
@@ -161,12 +156,14 @@ def _summary(outcome: Outcome, follower: _Follower, job: JobSpec, folder: RunFol
     }
 
 
-def _draw(folder: RunFolder, follower: _Follower, plan: Any) -> None:
-    from orchestrator.plots import loss_figure
-
+def _draw(folder: RunFolder, follower: _Follower, plan: Plan | None) -> None:
+    """The figures of a run; that of the memory needs a plan."""
     events = follower.log.read()
-    if any(event["event"] == "step" for event in events):
-        loss_figure(events).savefig(folder.loss_figure, dpi=150)
+    loss_figure(events).savefig(folder.loss_figure, dpi=150)
+    if plan is not None:
+        peaks = [event["measured_peak_bytes"] for event in events if event["event"] == "step"]
+        measured = max((peak for peak in peaks if peak is not None), default=None)
+        memory_figure(plan, measured_peak_bytes=measured).savefig(folder.memory_figure, dpi=150)
 
 
 def _print_summary(summary: dict[str, Any], options: Options, hint: str, *, finished: bool) -> None:

@@ -28,6 +28,8 @@ from orchestrator.job import JobSpec
 from orchestrator.metrics import Reporter, StepRecord
 from orchestrator.noise_measurement import NoiseMeasurement, finite
 from orchestrator.ranks import Ranks
+from planner.measure import Measurement, PeakMeter, live_tensors
+from planner.step import call_model
 from planner.workload import BatchSpec
 
 logger = logging.getLogger(__name__)
@@ -79,7 +81,7 @@ class Trainer:
     Attributes:
         job: what to do.
         ranks: who else takes part.
-        step_module: (inputs, targets) -> scalar loss; planned, and wrapped for data parallelism.
+        step_module: returns the scalar loss; planned, and wrapped for data parallelism.
         plain_module: the same parameters without plan and wrapping; validates.
         model: the part of it whose state is checkpointed.
     """
@@ -102,6 +104,7 @@ class Trainer:
         train = self.job.train
         self.layout = BatchLayout(self.job.micro_batch, train.accumulation, self.ranks.world_size)
         self.stream = SampleStream(len(self.train_set), seed=train.seed, shuffle=train.shuffle)
+        self.meter = PeakMeter(self.ranks.device)
         self.noise = NoiseMeasurement(self.step_module, self.layout)
         self.parameters = [
             parameter for parameter in self.plain_module.parameters() if parameter.requires_grad
@@ -132,15 +135,21 @@ class Trainer:
         started_s = time.perf_counter()
         learning_rate = float(self.optimizer.param_groups[0]["lr"])
         self._zero_gradients()
-        loss = self._accumulate()
-        norms = self.noise.local_norms()
-        gradient_norm = self._clip()
-        self.optimizer.step()
+        batches = [self._micro_batch(0)]
+        measure_every = self.job.train.measure_memory_every
+        is_measured = measure_every > 0 and self.progress.step % measure_every == 0
+        with self._measured(batches) if is_measured else contextlib.nullcontext(Measurement()) as measurement:
+            loss = self._accumulate(batches)
+            norms = self.noise.local_norms()
+            gradient_norm = self._clip()
+            self.optimizer.step()
         self.schedule.step()
         self.progress.step += 1
         self.progress.samples_seen += self.layout.global_batch
-        rows = self.ranks.gather([loss, float(self.reporter.stop_requested()), *norms])
+        stop = float(self.reporter.stop_requested())
+        rows = self.ranks.gather([loss, stop, *norms, float(measurement.peak_bytes)])
         noise = self.noise.observe([row[2:4] for row in rows])
+        peaks = tuple(int(row[4]) for row in rows) if is_measured else ()
         if self.ranks.is_first:
             elapsed_s = time.perf_counter() - started_s
             record = StepRecord(
@@ -150,8 +159,8 @@ class Trainer:
                 samples_seen=self.progress.samples_seen,
                 samples_per_s=self.layout.global_batch / elapsed_s,
                 gradient_norm=gradient_norm,
-                measured_peak_bytes=None,
-                measured_peak_bytes_by_rank=(),
+                measured_peak_bytes=max(peaks, default=None),
+                measured_peak_bytes_by_rank=peaks,
                 predicted_peak_bytes=self.predicted_peak_bytes,
                 noise_scale=finite(noise.value),
                 noise_scale_interval=(noise.interval[0], finite(noise.interval[1])),
@@ -166,16 +175,35 @@ class Trainer:
         in_buckets = self.ranks.world_size > 1 and self.layout.accumulation > 1
         self.optimizer.zero_grad(set_to_none=not in_buckets)
 
-    def _accumulate(self) -> float:
-        """Gradients of the mean loss over this rank's micro-batches; returns that mean."""
+    @contextlib.contextmanager
+    def _measured(self, batches: list[Any]) -> Iterator[Measurement]:
+        """Measure the peak of this rank from the first forward to the end of the optimizer's step."""
+        # Data-parallel buckets exist before the gradients that will be views of them.
+        in_buckets = self.ranks.world_size > 1 and all(p.grad is None for p in self.parameters)
+        bucket_bytes = sum(p.nbytes for p in self.parameters) if in_buckets else 0
+        live = iter(live_tensors(self.plain_module, self.optimizer, batches))
+        with self.meter.step(live=live, extra_bytes=bucket_bytes) as measurement:
+            yield measurement
+
+    def _accumulate(self, batches: list[Any]) -> float:
+        """Gradients of the mean loss over this rank's micro-batches; returns that mean.
+
+        Args:
+            batches: holds the first micro-batch, which is taken out, so that it dies when it has been used.
+        """
         total = 0.0
         for micro in range(self.layout.accumulation):
-            inputs, targets = self._micro_batch(micro)
+            inputs, targets = batches.pop() if batches else self._micro_batch(micro)
             with self._synchronized(micro == self.layout.accumulation - 1):
-                loss = self.step_module(inputs, targets)
+                loss = self._loss(self.step_module, inputs, targets)
                 (loss / self.layout.accumulation if self.layout.accumulation > 1 else loss).backward()
             total += loss.item()
+            del inputs, targets, loss
         return total / self.layout.accumulation
+
+    def _loss(self, module: nn.Module, inputs: Any, targets: Any) -> torch.Tensor:
+        """The mean loss of a micro-batch; a model that returns its own is called with the inputs alone."""
+        return call_model(module, inputs) if self.job.loss is None else module(inputs, targets)
 
     @contextlib.contextmanager
     def _synchronized(self, last: bool) -> Iterator[None]:
@@ -215,7 +243,7 @@ class Trainer:
             world_size=self.ranks.world_size,
         ):
             inputs, targets = collate(self.validation_set, batch, device=self.ranks.device)
-            total += self.plain_module(inputs, targets).item() * len(batch)
+            total += self._loss(self.plain_module, inputs, targets).item() * len(batch)
             count += len(batch)
         self.plain_module.train()
         rows = self.ranks.gather([total, float(count)])
