@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,15 +96,13 @@ def plan(
 ) -> None:
     """Plan the training step of one rank; nothing is trained."""
     with _answers(as_json=as_json):
-        is_job = "train" in read_yaml(job)
-        workload = JobSpec.load(job) if is_job else Workload.load(job)
-        if isinstance(workload, JobSpec):
-            from orchestrator.planning import plan_job as plan_it
-        else:
-            from planner.pipeline import plan_workload as plan_it
+        workload = JobSpec.load(job) if "train" in read_yaml(job) else Workload.load(job)
+        # As above, torch is loaded only for a file that can be read.
+        from orchestrator.planning import plan_step
+
         status = answer(
             workload,
-            plan_it,
+            plan_step,
             budget=budget,
             hardware=hardware,
             out=out,
@@ -138,6 +137,7 @@ def _leave(message: str, status: int, *, as_json: bool, **more: object) -> None:
 def main() -> None:
     """Entry point of the console script."""
     quiet_libraries()
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as above; the ranks' processes inherit it
     logging.basicConfig(
         level=logging.WARNING, format="lowtide: %(levelname)s: %(message)s", stream=sys.stderr
     )

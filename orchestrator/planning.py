@@ -1,4 +1,4 @@
-"""Plan a job for one of its ranks."""
+"""Plan the step of one rank of a job."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from orchestrator.job import JobSpec
 from orchestrator.worker import make_optimizer
 from planner import Plan
 from planner.pipeline import plan_workload
+from planner.workload import Workload
 
 
 def plan_job(job: JobSpec) -> Plan:
@@ -25,3 +26,8 @@ def plan_job(job: JobSpec) -> Plan:
         world_size=job.train.workers,
         accumulation=job.train.accumulation,
     )
+
+
+def plan_step(workload: Workload) -> Plan:
+    """The plan of a job's rank, or of a workload that says nothing of training: one rank without accumulation."""
+    return plan_job(workload) if isinstance(workload, JobSpec) else plan_workload(workload)

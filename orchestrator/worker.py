@@ -141,7 +141,7 @@ def _train(
     plain_module = with_loss(job, model)
     step_module, predicted_peak_bytes = _planned(plain_module, assignment.plan)
     if world_size > 1:
-        step_module = DistributedDataParallel(step_module, gradient_as_bucket_view=True)
+        step_module = _data_parallel(step_module)
 
     optimizer = make_optimizer(job, model)
     schedule = build_schedule(
@@ -197,6 +197,16 @@ def make_optimizer(job: JobSpec, module: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(job.optimizer.name, module, **job.optimizer.hyper)
     except ValueError as error:
         raise WorkloadError(f"optimizer: {error}") from error
+
+
+def _data_parallel(module: nn.Module) -> nn.Module:
+    """Wrap for data parallelism, with gradient buckets that stay as they are from the first step on.
+
+    By default DDP makes its buckets anew in the second step of a process. With three or more ranks the sums then
+    round differently, so a resumed run would leave the undisturbed one in the last bit. Looking for unused
+    parameters keeps the buckets; the look costs nothing where the plan's step is one node of autograd.
+    """
+    return DistributedDataParallel(module, gradient_as_bucket_view=True, find_unused_parameters=True)
 
 
 def _planned(module: nn.Module, plan_json: str | None) -> tuple[nn.Module, int | None]:

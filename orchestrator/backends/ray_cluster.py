@@ -33,6 +33,8 @@ _RAY_ENVIRONMENT = {
     "RAY_enable_metrics_collection": "0",
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",  # the raylet's own complaints would be printed on stdout, among our results
 }
+# Torch reads these when a worker imports it.
+_QUIET = {"KINETO_LOG_LEVEL": "99", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 
 
 class _Mailbox:
@@ -237,7 +239,7 @@ def _cluster(address: str | None, job: JobSpec) -> Iterator[None]:
         "log_to_driver": False,
         "logging_level": "ERROR",
         "configure_logging": False,
-        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}},
+        "runtime_env": {"env_vars": {**_QUIET, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}},
     }
     if address is None:
         cpus = max(os.cpu_count() or 1, job.train.workers)
