@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from planner.errors import CaptureError
 from planner.graph import Graph, digest_of
 from planner.plan_file import Signature
-from planner.reading import FlatOutput, OutputRole, Reading, Traced, read_joint, stitch
+from planner.reading import Calls, FlatOutput, OutputRole, Reading, Traced, read_joint, stitch
 
 _log = logging.getLogger(__name__)
 TORCH_VERSION = torch.__version__.split("+")[0]
@@ -45,6 +45,7 @@ class Captured:
 
     Attributes:
         graph: nodes and storages of forward, loss and backward.
+        calls: for each node the FX call that it was read from; None for nodes without one.
         signature: what it was captured from.
         parameter_bytes: parameters and buffers.
         trainable_bytes: parameters that get a gradient.
@@ -52,6 +53,7 @@ class Captured:
     """
 
     graph: Graph
+    calls: Calls
     signature: Signature
     parameter_bytes: int
     trainable_bytes: int
@@ -87,14 +89,15 @@ def capture(
         joint = export_joint(stack, fake_model, fake_inputs)
         reading = read_joint(traced_of(joint.graph_module))
         signature = signature_of(joint, fake_model, fake_inputs)
-        graph = reading.graph
+        graph, calls = reading.graph, reading.calls
         if loss is None:
             _check_scalar(reading)
         else:
-            graph = _with_loss(stack, joint, reading, loss, fake_tree(targets, fake_mode), fake_mode)
+            graph, calls = _with_loss(stack, joint, reading, loss, fake_tree(targets, fake_mode), fake_mode)
     tensors = dict.fromkeys((*fake_model.parameters(), *fake_model.buffers()))
     return Captured(
         graph=graph,
+        calls=calls,
         signature=signature,
         parameter_bytes=sum(storage_bytes(t) for t in tensors),
         trainable_bytes=sum(p.numel() * p.element_size() for p in fake_model.parameters() if p.requires_grad),
@@ -126,7 +129,8 @@ def traced_of(module: fx.GraphModule) -> Traced:
     by_role = {node.meta["desc"]: node for node in placeholders}
     output = next(node for node in module.graph.nodes if node.op == "output")
     outputs = []
-    for node, desc in zip(output.args[0], output.meta["desc"], strict=True):
+    for result, desc in zip(output.args[0], output.meta["desc"], strict=True):
+        node = result if isinstance(result, fx.Node) else None
         match desc:
             case None:  # the gradient of an input that has none
                 outputs.append(FlatOutput(OutputRole.GRADIENT, node, None))
@@ -135,7 +139,8 @@ def traced_of(module: fx.GraphModule) -> Traced:
             case InputMutationAOTOutput():
                 outputs.append(FlatOutput(OutputRole.MUTATION, node, None, by_role[desc.mutated_input]))
             case PlainAOTOutput():
-                outputs.append(FlatOutput(OutputRole.PLAIN, node, desc.idx))
+                constant = None if node is not None else result
+                outputs.append(FlatOutput(OutputRole.PLAIN, node, desc.idx, constant=constant))
             case _:
                 outputs.append(FlatOutput(OutputRole.OTHER, node, None))
     calls = [node for node in module.graph.nodes if node.op == "call_function"]
@@ -341,7 +346,7 @@ def _with_loss(
     loss: Callable[[Any, Any], torch.Tensor],
     targets: Any,
     mode: FakeTensorMode,
-) -> Graph:
+) -> tuple[Graph, Calls]:
     """Put the loss, as eager runs it, between the model's forward and backward."""
     differentiable = set(reading.traced.tangents.values())
     with mode:

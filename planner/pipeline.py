@@ -28,6 +28,10 @@ from planner.solvers.retain_all import RetainAll, retain_all_schedule
 from planner.static import static_memory
 from planner.step import StepModule
 from planner.workload import Workload
+from planner.workspace import with_workspaces
+
+# Kernels can be tried out only where they will run.
+HOST = "host"
 
 
 def plan(
@@ -70,7 +74,11 @@ def plan(
     asked = Budget.parse(budget)
     cost_model = Roofline(load_hardware(hardware))
     captured = capture(model, batch, loss=loss)
-    costed = annotate(captured.graph, cost_model)
+    graph, workspace = captured.graph, "not counted"
+    if hardware == HOST and captured.signature.device == "cpu":
+        graph, num_unknown = with_workspaces(captured.graph, captured.calls)
+        workspace = "measured" if not num_unknown else f"measured, {num_unknown} operations unknown"
+    costed = annotate(graph, cost_model)
     static = static_memory(
         captured, model, optimizer=optimizer, world_size=world_size, accumulation=accumulation
     )
@@ -97,6 +105,7 @@ def plan(
             lowtide_version=importlib.metadata.version("lowtide"),
             hardware=hardware,
             cost_model=cost_model.name,
+            workspace=workspace,
             world_size=world_size,
             accumulation=accumulation,
         ),
@@ -213,7 +222,7 @@ def _plan_of(
     retained_all: Trace,
     provenance: Provenance,
 ) -> Plan:
-    graph, costed = captured.graph, problem.costed
+    graph, costed = problem.costed.graph, problem.costed
     assert solution.schedule is not None
     in_loss = [node.phase is Phase.LOSS for node in graph.nodes]
     peak_step = solution.schedule.instructions[trace.peak_instruction]

@@ -41,6 +41,7 @@ class Provenance(_Frozen):
         lowtide_version: that made it.
         hardware: name of the device that it was priced on.
         cost_model: name of the cost model.
+        workspace: whether the memory that kernels allocate on the way was measured on this device and counted.
         world_size: data-parallel ranks.
         accumulation: micro-batches in one step of the optimizer.
     """
@@ -48,6 +49,7 @@ class Provenance(_Frozen):
     lowtide_version: str
     hardware: str
     cost_model: str
+    workspace: str
     world_size: int
     accumulation: int
 

@@ -18,6 +18,9 @@ from planner.op_work import work_of
 BATCH_NORM = torch.ops.aten._native_batch_norm_legit_functional.default
 
 
+Calls = tuple[fx.Node | None, ...]
+
+
 class OutputRole(Enum):
     """What a flat output of the joint graph is for."""
 
@@ -33,15 +36,17 @@ class FlatOutput:
 
     Attributes:
         role: what it is for.
-        node: the tensor, or None (a gradient that does not exist).
+        node: the tensor, or None (a gradient that does not exist, a constant).
         index: PLAIN: of the output; GRADIENT: of the plain input it belongs to, None for parameters.
         mutated: MUTATION: the placeholder whose content it becomes.
+        constant: what forward returns there if it is no tensor.
     """
 
     role: OutputRole
     node: fx.Node | None
     index: int | None
     mutated: fx.Node | None = None
+    constant: Any = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ class Reading:
 
     traced: Traced
     graph: Graph
-    calls: tuple[fx.Node | None, ...]
+    calls: Calls
     owners: tuple[fx.Node, ...]
     shows: Mapping[fx.Node, tuple[int, ...]]
     views: frozenset[fx.Node]
@@ -140,7 +145,7 @@ def read_joint(traced: Traced) -> Reading:
             _end_forward(builder, traced)
     _mark_held(builder, traced)
     plain = [f for f in traced.outputs if f.role is OutputRole.PLAIN]
-    vals = [f.node.meta.get("val") if f.node is not None else None for f in plain]
+    vals = [f.node.meta.get("val") if f.node is not None else f.constant for f in plain]
     return Reading(
         traced=traced,
         graph=Graph(tuple(builder.nodes), tuple(builder.values)),
@@ -153,7 +158,7 @@ def read_joint(traced: Traced) -> Reading:
     )
 
 
-def stitch(model: Reading, loss: Reading, *, tangents_stay: bool) -> Graph:
+def stitch(model: Reading, loss: Reading, *, tangents_stay: bool) -> tuple[Graph, Calls]:
     """Put the loss's own forward and backward between the model's.
 
     The loss runs in eager mode: its values cannot be rematerialized. The gradients that it hands over die when
@@ -165,7 +170,7 @@ def stitch(model: Reading, loss: Reading, *, tangents_stay: bool) -> Graph:
         tangents_stay: the gradients that the loss hands over stay until backward ends.
 
     Returns:
-        The whole step.
+        The whole step, and the call of each of its nodes.
     """
     joined = _Joined()
     forward = range(model.graph.num_forward)
@@ -190,7 +195,9 @@ def stitch(model: Reading, loss: Reading, *, tangents_stay: bool) -> Graph:
             joined.values[v] = dataclasses.replace(joined.values[v], kind=ValueKind.OUTPUT)
     backward = range(len(forward), len(model.graph.nodes))
     joined.append(model.graph, backward, model_values, tangents=tangents, reads=model.tangents_read)
-    return Graph(tuple(joined.nodes), tuple(joined.values))
+    graph = Graph(tuple(joined.nodes), tuple(joined.values))
+    between = (*loss.calls, *[None] * (len(joined.nodes) - len(model.calls) - len(loss.calls)))
+    return graph, (*model.calls[: len(forward)], *between, *model.calls[len(forward) :])
 
 
 class _Joined:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ def partition(reading: Reading, schedule: Schedule) -> tuple[fx.GraphModule, fx.
     backward_module = backward.finish(
         [f.node for f in reading.traced.outputs if f.role is OutputRole.GRADIENT]
     )
-    outputs = [f.node for f in reading.traced.outputs if f.role is not OutputRole.GRADIENT]
+    outputs = [f.node or f.constant for f in reading.traced.outputs if f.role is not OutputRole.GRADIENT]
     return forward.finish([*outputs, *backward.taken]), backward_module
 
 
@@ -60,7 +60,7 @@ class _Half:
         self.graph = fx.Graph()
         self.here: dict[fx.Node, fx.Node] = {}
         self.taken: list[fx.Node] = []
-        self.returned: dict[fx.Node | None, fx.Node | None] = {}
+        self.returned: dict[fx.Node, fx.Node] = {}
         self.owner_of = {node: v for v, node in enumerate(reading.owners)}
         self.shown_by: dict[int, list[fx.Node]] = {}
         for node, values in reading.shows.items():
@@ -84,18 +84,17 @@ class _Half:
                 continue
             call = self.reading.calls[step.node]
             if call is None:
-                mutations = [f.node for f in self.reading.traced.outputs if f.role is OutputRole.MUTATION]
-                self.returned = {node: self.fetch(node) for node in mutations}
+                mutations = (f.node for f in self.reading.traced.outputs if f.role is OutputRole.MUTATION)
+                self.returned = {node: self.fetch(node) for node in mutations if node is not None}
             else:
                 self.emit(call, again=self.is_backward and call in self.forward_calls)
 
     def emit(self, call: fx.Node, *, again: bool) -> None:
         """Write one call and, right behind it, the getitems that take its outputs apart."""
-        args = map_arg(call.args, self.fetch)
-        kwargs = map_arg(call.kwargs, self.fetch)
-        target, num_outputs = call.target, None
+        target, args, num_outputs = call.target, call.args, None
         if again and target is BATCH_NORM:
             target, args, num_outputs = _BATCH_NORM_AGAIN, (*args[:3], *args[5:]), 3
+        args, kwargs = map_arg(args, self.fetch), map_arg(call.kwargs, self.fetch)
         new = self.here[call] = self.graph.create_node("call_function", target, args, kwargs, name=call.name)
         new.meta = dict(call.meta)
         for user in call.users:
@@ -108,10 +107,8 @@ class _Half:
             taken.meta = dict(user.meta)
             self.here[user] = taken
 
-    def fetch(self, node: fx.Node | None) -> fx.Node | None:
+    def fetch(self, node: fx.Node) -> fx.Node:
         """The node of this half that stands for a node of the joint graph; views are written on demand."""
-        if node is None:
-            return None
         if node in self.here:
             return self.here[node]
         if node.op == "get_attr":
@@ -128,9 +125,14 @@ class _Half:
             raise AssertionError(f"{node.name} is read where it is not there")
         return self.here[node]
 
-    def finish(self, outputs: list[fx.Node | None]) -> fx.GraphModule:
+    def finish(self, outputs: Sequence[Any]) -> fx.GraphModule:
         """Close the graph; the generated code drops every name after its last use, arguments included."""
-        self.graph.output(tuple(self.returned.get(node) or self.fetch(node) for node in outputs))
+        self.graph.output(
+            tuple(
+                (self.returned.get(out) or self.fetch(out)) if isinstance(out, fx.Node) else out
+                for out in outputs
+            )
+        )
         self.graph.set_codegen(_BoxedCodeGen())
         module = fx.GraphModule(self.reading.traced.module, self.graph)
         module.recompile()

@@ -21,7 +21,9 @@ from planner.solvers.windows import Windows
 from tests.graphs import chain, priced, problem, random_training_graph
 from tests.oracle import best_just_in_time
 
-SLOW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+SLOW = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+)
 
 
 def retained_all_peak(costed: CostedGraph) -> int:
@@ -54,7 +56,11 @@ def test_on_small_graphs_it_finds_the_optimum_of_its_formulation_and_never_beats
     if solution.schedule is None:
         # Infeasible, or nothing that the judge accepts: then no choice that the formulation allows is accepted.
         assert solution.status in (Status.INFEASIBLE, Status.NOT_FOUND)
-        assert optimum == float("inf") or oracle.time_s == float("inf") or costed.step_s + optimum > oracle.time_s
+        assert (
+            optimum == float("inf")
+            or oracle.time_s == float("inf")
+            or costed.step_s + optimum > oracle.time_s
+        )
         return
     trace = simulate(asked, solution.schedule)
     assert trace.peak_bytes <= asked.budget_bytes

@@ -1,0 +1,215 @@
+"""A planned module against eager execution: bit for bit, and within the promised peak."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import planner
+from planner.measure import PeakMeter, live_tensors
+from planner.step import call_model
+from tests.models import BatchNormNet, TinyGPT, Unusual, token_loss, unusual_loss
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, a batch, and a loss; `tightest` is a budget that its graph still allows."""
+
+    make: Callable[[], nn.Module]
+    batch: Callable[[], Any]
+    loss: Callable[[Any, Any], torch.Tensor]
+    tightest: str
+
+
+def tokens() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randint(0, 64, (4, 48)), torch.randint(0, 64, (4, 48))
+
+
+def images() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(8, 3, 24, 24), torch.randint(0, 10, (8,))
+
+
+def named() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    return {"x": torch.randn(64, 16), "scale": torch.randn(64, 1)}, torch.randn(64, 16)
+
+
+CASES = {
+    "attention": Case(TinyGPT, tokens, token_loss, "40% of activations"),
+    "tied weights": Case(lambda: TinyGPT(tied=True), tokens, token_loss, "40% of activations"),
+    "dropout": Case(lambda: TinyGPT(dropout=0.2), tokens, token_loss, "70% of activations"),
+    "batch norm": Case(BatchNormNet, images, F.cross_entropy, "60% of activations"),
+    "unusual": Case(Unusual, named, unusual_loss, "98% of activations"),
+}
+
+
+@dataclass
+class Step:
+    """Everything that a training step leaves behind."""
+
+    loss: torch.Tensor
+    gradients: list[torch.Tensor | None]
+    buffers: list[torch.Tensor]
+    random: torch.Tensor
+    peak_bytes: int
+
+
+def run_steps(
+    module: nn.Module, batch: Any, loss: Callable[[Any, Any], torch.Tensor], *, steps: int = 2
+) -> Step:
+    """The last of some steps; the first one warms up what allocates once."""
+    inputs, targets = batch
+    meter = PeakMeter("cpu")
+    for step in range(steps):
+        for parameter in module.parameters():
+            parameter.grad = None
+        torch.manual_seed(step)
+        with meter.step(live=live_tensors(module, batch=batch)) as measured:
+            outputs = call_model(module, inputs)
+            value = loss(outputs, targets)
+            value.backward()
+        del outputs  # its bytes must not be there when the next step begins
+    return Step(
+        loss=value.detach(),
+        gradients=[p.grad for p in module.parameters()],
+        buffers=[b.clone() for b in module.buffers()],
+        random=torch.get_rng_state(),
+        peak_bytes=measured.peak_bytes,
+    )
+
+
+def assert_equal_steps(eager: Step, planned: Step) -> None:
+    """Bit for bit: loss, gradients (None where eager has none), buffers, state of the generator."""
+    assert torch.equal(eager.loss, planned.loss)
+    for a, b in zip(eager.gradients, planned.gradients, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or b is None or torch.equal(a, b)
+    for a, b in zip(eager.buffers, planned.buffers, strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(eager.random, planned.random)
+
+
+@pytest.mark.parametrize("budget", ["none", "tightest"])
+@pytest.mark.parametrize("name", CASES)
+def test_a_planned_step_equals_eager_bit_for_bit_within_its_budget(name: str, budget: str):
+    case = CASES[name]
+    torch.manual_seed(0)
+    model, batch = case.make(), case.batch()
+    eager = run_steps(copy.deepcopy(model), batch, case.loss)
+    plan = planner.plan(
+        model, batch, loss=case.loss, budget=case.tightest if budget == "tightest" else budget
+    )
+    if budget == "tightest":
+        assert plan.num_rematerialized > 0
+    planned = run_steps(planner.apply(model, plan), batch, case.loss)
+    assert_equal_steps(eager, planned)
+    assert planned.peak_bytes <= plan.budget_bytes
+    # The prediction may only be too high, and by no more than 2 %: second runs that are counted together.
+    assert 0.98 * plan.predicted_peak_bytes <= planned.peak_bytes <= plan.predicted_peak_bytes + 1024
+
+
+def test_with_everything_retained_the_predicted_peak_is_that_of_eager():
+    torch.manual_seed(0)
+    model, batch = TinyGPT(), tokens()
+    plan = planner.plan(model, batch, loss=token_loss, budget="none")
+    eager = run_steps(model, batch, token_loss)
+    # Eager allocates a few scalars that the graph does not hold.
+    assert abs(eager.peak_bytes - plan.predicted_peak_bytes) <= 1024
+
+
+def test_a_module_that_returns_its_loss_is_planned_without_a_loss_function():
+    torch.manual_seed(0)
+    module, batch = planner.StepModule(TinyGPT(), token_loss), tokens()
+    plan = planner.plan(module, batch, budget="40% of activations")
+    reference = copy.deepcopy(module)
+    planned = planner.apply(module, plan)
+    for one in (reference, planned):
+        one(*batch).backward()
+    for a, b in zip(reference.parameters(), planned.parameters(), strict=True):
+        assert a.grad is not None
+        assert b.grad is not None
+        assert torch.equal(a.grad, b.grad)
+
+
+def test_gradients_accumulate_over_micro_batches_as_in_eager():
+    torch.manual_seed(0)
+    model, batches = TinyGPT(), [tokens() for _ in range(3)]
+    reference = copy.deepcopy(model)
+    planned = planner.apply(
+        model, planner.plan(model, batches[0], loss=token_loss, budget="50% of activations", accumulation=3)
+    )
+    for inputs, targets in batches:
+        token_loss(reference(inputs), targets).backward()
+        token_loss(planned(inputs), targets).backward()
+    for a, b in zip(reference.parameters(), planned.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)  # type: ignore[arg-type]
+
+
+def test_the_planned_module_shares_state_and_keys_with_the_model():
+    torch.manual_seed(0)
+    model, batch = BatchNormNet(), images()
+    keys = list(model.state_dict())
+    planned = planner.apply(model, planner.plan(model, batch, loss=F.cross_entropy, budget="none"))
+    assert list(planned.state_dict()) == keys
+    assert [n for n, _ in planned.named_parameters()] == [n for n, _ in model.named_parameters()]
+    optimizer = torch.optim.SGD(planned.parameters(), lr=0.1)
+    F.cross_entropy(planned(batch[0]), batch[1]).backward()
+    optimizer.step()
+    for a, b in zip(model.state_dict().values(), planned.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    model.load_state_dict(planned.state_dict())
+    assert planned.stem is model.stem
+
+
+def test_eval_and_no_grad_call_the_model_itself():
+    torch.manual_seed(0)
+    model, batch = BatchNormNet(), images()
+    reference = copy.deepcopy(model)
+    planned = planner.apply(model, planner.plan(model, batch, loss=F.cross_entropy, budget="none"))
+    planned.eval()
+    reference.eval()
+    odd = torch.randn(3, 3, 24, 24)
+    assert torch.equal(planned(odd), reference(odd))
+    assert not model.training
+    planned.train()
+    assert model.training
+    with torch.no_grad():
+        planned(odd)
+
+
+def test_a_copy_and_a_pickle_of_a_planned_module_run_the_same_plan():
+    torch.manual_seed(0)
+    model, batch = TinyGPT(), tokens()
+    planned = planner.apply(model, planner.plan(model, batch, loss=token_loss, budget="50% of activations"))
+    loss = token_loss(planned(batch[0]), batch[1])
+    for other in (copy.deepcopy(planned), pickle.loads(pickle.dumps(planned))):
+        assert torch.equal(token_loss(other(batch[0]), batch[1]), loss)
+
+
+def test_autocast_is_planned_as_it_runs():
+    torch.manual_seed(0)
+    batch = tokens()
+    reference = planner.StepModule(_Autocast(TinyGPT()), token_loss)
+    module = copy.deepcopy(reference)
+    planned = planner.apply(module, planner.plan(module, batch, budget="60% of activations"))
+    reference(*batch).backward()
+    planned(*batch).backward()
+    for a, b in zip(reference.parameters(), planned.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)  # type: ignore[arg-type]
+
+
+class _Autocast(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.model(tokens).float()
