@@ -39,26 +39,21 @@ def with_workspaces(graph: Graph, calls: Calls) -> tuple[Graph, int]:
         for index, (node, call) in enumerate(zip(graph.nodes, calls, strict=True)):
             if call is None or node.work.kind in _WITHOUT_WORKSPACE:
                 continue
-            key = str((call.target, map_arg(call.args, _Layout), map_arg(call.kwargs, _Layout)))
+            key = str((call.target, _layouts(call.args), _layouts(call.kwargs)))
             if key not in known:
                 known[key] = _workspace_bytes(call)
             nodes[index] = dataclasses.replace(node, workspace_bytes=known[key] or 0)
     return Graph(tuple(nodes), graph.values), sum(size is None for size in known.values())
 
 
-class _Layout:
-    """Shape, strides, dtype and device of the tensor that a node stands for."""
+def _layouts(arguments: Any) -> Any:
+    """The arguments with shape, strides, dtype and device in place of every node."""
 
-    def __init__(self, node: fx.Node) -> None:
+    def words(node: fx.Node) -> str:
         val = node.meta.get("val")
-        self.words = (
-            f"{val.dtype}{tuple(val.shape)}{val.stride()}{val.device}"
-            if isinstance(val, torch.Tensor)
-            else str(val)
-        )
+        return f"{val.dtype}{[*val.shape]}{val.stride()}{val.device}" if isinstance(val, torch.Tensor) else str(val)
 
-    def __repr__(self) -> str:
-        return self.words
+    return map_arg(arguments, words)
 
 
 def _workspace_bytes(call: fx.Node) -> int | None:

@@ -1,0 +1,113 @@
+"""One test for each private name of torch that the project leans on: it fails first when torch moves."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import torch
+from torch import nn
+
+from planner import capture
+
+
+def exported():
+    """The joint graph of a linear layer."""
+    with ExitStack() as stack:
+        mode = capture.FakeTensorMode()
+        model = capture.fake_module(nn.Linear(3, 2), mode)
+        joint = capture.export_joint(stack, model, capture.fake_tree(torch.zeros(4, 3), mode))
+        return joint
+
+
+def test_export_joint_gives_a_graph_with_descriptors_and_specs():
+    joint = exported()
+    placeholders = [n for n in joint.graph_module.graph.nodes if n.op == "placeholder"]
+    assert [type(n.meta["desc"]).__name__ for n in placeholders] == [
+        "ParamAOTInput",
+        "ParamAOTInput",
+        "PlainAOTInput",
+        "TangentAOTInput",
+    ]
+    assert joint.params_spec == ["weight", "bias"]
+    assert joint.buffers_spec == []
+    assert joint.out_spec.num_leaves == 1
+
+
+def test_descriptors_name_the_output_of_a_tangent_and_the_input_of_a_gradient():
+    traced = capture.traced_of(exported().graph_module)
+    assert list(traced.tangents.values()) == [0]
+    assert [f.role.value for f in traced.outputs] == ["plain", "gradient", "gradient", "gradient"]
+
+
+def test_backward_calls_carry_the_partitioner_tag():
+    traced = capture.traced_of(exported().graph_module)
+    assert {str(n.target) for n in traced.backward} >= {"aten.mm.default", "aten.sum.dim_IntList"}
+
+
+def test_views_share_the_identity_of_their_storage():
+    a = torch.zeros(4, 4)
+    assert capture.storage_key(a.t()) == capture.storage_key(a)
+    assert capture.storage_key(a.clone()) != capture.storage_key(a)
+    with capture.building_without_memory():
+        b = torch.zeros(4, 4)
+        assert capture.storage_key(b[0]) == capture.storage_key(b)
+
+
+def test_operators_tell_whether_they_draw_random_numbers_or_write_their_arguments():
+    assert torch.Tag.nondeterministic_seeded in torch.ops.aten.bernoulli.p.tags
+    assert capture._is_opaque(torch.ops.aten.add_.Tensor)
+    assert not capture._is_opaque(torch.ops.aten.add.Tensor)
+
+
+def test_pytree_paths_name_the_leaves():
+    words = capture.input_words({"x": torch.zeros(2), "y": [torch.zeros(3, dtype=torch.int64)]})
+    assert words == ("['x']: float32 [2]", "['y'][0]: int64 [3]")
+    assert capture.input_words(torch.zeros(2)) == ("[0]: float32 [2]",)
+
+
+def test_the_dispatch_mode_sees_every_operation():
+    seen = []
+
+    class Mode(capture.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Mode():
+        torch.zeros(2) + 1
+    assert seen == ["aten.zeros.default", "aten.add.Tensor"]
+
+
+def test_the_profiler_reports_allocations_and_releases_in_order():
+    from planner.measure import PeakMeter
+
+    with PeakMeter("cpu").step() as measured:
+        a = torch.zeros(1000)
+        b = a.clone()
+        del a
+        c = b.clone()
+        del b, c
+    # a and b, then b and c: 8000 bytes at once, never three.
+    assert measured.peak_bytes == 8000
+
+
+def test_batch_norm_has_an_operator_without_running_statistics():
+    x, w, b = torch.randn(4, 3, 2, 2), torch.rand(3), torch.rand(3)
+    functional = torch.ops.aten._native_batch_norm_legit_functional.default
+    first = functional(x, w, b, torch.zeros(3), torch.ones(3), True, 0.1, 1e-5)
+    again = torch.ops.aten._native_batch_norm_legit.no_stats(x, w, b, True, 0.1, 1e-5)
+    for a, c in zip(first[:3], again, strict=True):
+        assert torch.equal(a, c)
+
+
+def test_boxed_code_empties_the_list_of_its_arguments():
+    from planner.lower.partition import boxed
+
+    graph = torch.fx.Graph()
+    graph.set_codegen(torch.fx.graph._BoxedCodeGen())
+    x = graph.placeholder("x")
+    graph.output(graph.call_function(torch.add, (x, 1)))
+    arguments = [torch.zeros(1)]
+    out = boxed(torch.fx.GraphModule(nn.Module(), graph), None)(arguments)
+    assert arguments == []
+    assert out.item() == 1
