@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from orchestrator import jobs
 from orchestrator.failures import RunFailedError
 from orchestrator.job import JobSpec
 from planner.__main__ import (
@@ -40,6 +41,11 @@ app = typer.Typer(
 
 _INTERRUPTED = 130
 
+JobId = Annotated[str, typer.Argument(metavar="JOB_ID", help="As `lowtide submit` printed it.")]
+JobsAddress = Annotated[
+    str, typer.Option(metavar="URL", help="Of the cluster's Jobs API, such as http://127.0.0.1:8265.")
+]
+
 
 @app.callback()
 def _root() -> None:
@@ -50,9 +56,7 @@ def _root() -> None:
 def train(
     job: JobPath,
     budget: BudgetText = None,
-    address: Annotated[
-        str | None, typer.Option(help="Join a Ray cluster: HOST:PORT, ray://HOST:PORT or auto.")
-    ] = None,
+    address: Annotated[str | None, typer.Option(help="Join a Ray cluster: HOST:PORT, or auto.")] = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN_DIR", help="Continue the run of this folder.")
     ] = None,
@@ -112,8 +116,81 @@ def plan(
         raise typer.Exit(status)
 
 
+@app.command(epilog="Example: lowtide submit deploy/jobs/quickstart.yaml --address http://127.0.0.1:8265")
+def submit(
+    job: JobPath,
+    address: JobsAddress,
+    budget: BudgetText = None,
+    seed: Annotated[int | None, typer.Option(help="Replaces train.seed.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Replaces train.steps.")] = None,
+    run_dir: Annotated[
+        str | None,
+        typer.Option(help="On the cluster; run folders are made in it. ~/lowtide-runs if not given."),
+    ] = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Print the job's id and return.")] = False,
+) -> None:
+    """Train a job on a cluster, follow its log, and return its exit status."""
+    with _answers():
+        JobSpec.load(job).with_changes(budget=budget, seed=seed, steps=steps, run_dir=run_dir)
+        given = {"--budget": budget, "--seed": seed, "--steps": steps, "--run-dir": run_dir}
+        arguments = [
+            word for flag, value in given.items() if value is not None for word in (flag, str(value))
+        ]
+        job_id = jobs.submit(job, address=address, arguments=arguments)
+        if no_wait:
+            typer.echo(job_id)
+            return
+        typer.echo(
+            f"job {job_id}; it goes on without this command: lowtide logs {job_id} --address {address}",
+            err=True,
+        )
+        raise typer.Exit(jobs.follow(job_id, address=address, write=_pass_on))
+
+
+@app.command(epilog="Example: lowtide status raysubmit_1a2b3c --address http://127.0.0.1:8265")
+def status(job_id: JobId, address: JobsAddress) -> None:
+    """Print a submitted job's status."""
+    with _answers():
+        typer.echo(jobs.status(job_id, address=address))
+
+
+@app.command(epilog="Example: lowtide logs raysubmit_1a2b3c --address http://127.0.0.1:8265 --follow")
+def logs(
+    job_id: JobId,
+    address: JobsAddress,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Until the job ends; return its exit status.")
+    ] = False,
+) -> None:
+    """Print what a submitted job has written."""
+    with _answers():
+        if follow:
+            raise typer.Exit(jobs.follow(job_id, address=address, write=_pass_on))
+        typer.echo(jobs.logs(job_id, address=address), nl=False)
+
+
+@app.command(epilog="Example: lowtide stop raysubmit_1a2b3c --address http://127.0.0.1:8265")
+def stop(job_id: JobId, address: JobsAddress) -> None:
+    """Ask a submitted job to end."""
+    with _answers():
+        asked = jobs.stop(job_id, address=address)
+        typer.echo("stopping" if asked else "it had ended before")
+
+
+@app.command("list", epilog="Example: lowtide list --address http://127.0.0.1:8265")
+def list_jobs(address: JobsAddress) -> None:
+    """Print every submitted job: id, status, command."""
+    with _answers():
+        for row in jobs.list_jobs(address=address):
+            typer.echo("\t".join(row))
+
+
+def _pass_on(text: str) -> None:
+    typer.echo(text, nl=False)
+
+
 @contextlib.contextmanager
-def _answers(*, as_json: bool) -> Iterator[None]:
+def _answers(*, as_json: bool = False) -> Iterator[None]:
     """Turn what a command may raise into a sentence and a status: 1 no answer, 2 bad usage, 130 Ctrl-C."""
     try:
         yield

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ _POLL_S = 0.1
 _CONNECT_TIMEOUT_S = 10.0
 _OBJECT_STORE_BYTES = 256 << 20
 _SNAPSHOT = "checkpoint_manager_snapshot.json"
+_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 # Ray reads these when it is imported or started; none changes what is computed.
 _RAY_ENVIRONMENT = {
@@ -116,6 +118,9 @@ def run(
     """
     with _cluster(address, job):
         import ray
+
+        if address is not None:  # the job's folder is the workers' working directory, wherever they run
+            assignment = replace(assignment, folder=".")
 
         mailbox = ray.remote(_Mailbox).options(num_cpus=0).remote()
         fit = _Fit(assignment, job, mailbox)
@@ -252,6 +257,8 @@ def _cluster(address: str | None, job: JobSpec) -> Iterator[None]:
     else:
         _check_reachable(address)
         arguments["address"] = address
+        if _JOB_VARIABLE not in os.environ:  # a submitted job has brought its folder along
+            arguments["runtime_env"] |= {"working_dir": str(job.model.folder), "excludes": ["runs/", ".git/"]}
     try:
         ray.init(**arguments)
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
@@ -272,11 +279,9 @@ def _check_reachable(address: str) -> None:
             f"{address} is the address of Ray's Jobs API; give it to `lowtide submit`, or HOST:6379 here",
             bad_input=True,
         )
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not (host and colon and port.isdigit()):
-        raise RunFailedError(
-            f"--address must be HOST:PORT, ray://HOST:PORT or auto, got {address!r}", bad_input=True
-        )
+    host, colon, port = address.rpartition(":")
+    if not (host and colon and port.isdigit()) or "//" in host:
+        raise RunFailedError(f"--address must be HOST:PORT or auto, got {address!r}", bad_input=True)
     try:
         socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S).close()
     except OSError as error:
