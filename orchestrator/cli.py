@@ -16,6 +16,7 @@ import typer
 from orchestrator import jobs
 from orchestrator.failures import RunFailedError
 from orchestrator.job import JobSpec
+from orchestrator.run_folder import RunFolder
 from planner.__main__ import (
     AsJson,
     BudgetText,
@@ -41,6 +42,8 @@ app = typer.Typer(
 
 _INTERRUPTED = 130
 
+Seed = Annotated[int | None, typer.Option(help="Replaces train.seed.")]
+Steps = Annotated[int | None, typer.Option(help="Replaces train.steps.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB_ID", help="As `lowtide submit` printed it.")]
 JobsAddress = Annotated[
     str, typer.Option(metavar="URL", help="Of the cluster's Jobs API, such as http://127.0.0.1:8265.")
@@ -62,27 +65,31 @@ def train(
     ] = None,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
-    seed: Annotated[int | None, typer.Option(help="Replaces train.seed.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Replaces train.steps.")] = None,
+    seed: Seed = None,
+    steps: Steps = None,
     run_dir: Annotated[
-        Path | None, typer.Option(help="Replaces train.run_dir, where run folders are made.")
+        str | None, typer.Option(help="Replaces train.run_dir, where run folders are made.")
     ] = None,
     backend: Annotated[str | None, typer.Option(help="Replaces train.backend: ray or local.")] = None,
 ) -> None:
     """Plan a job, train it, and leave a run folder."""
     with _answers(as_json=as_json):
-        spec = JobSpec.load(job).with_changes(
-            budget=budget,
-            seed=seed,
-            steps=steps,
-            run_dir=None if run_dir is None else str(run_dir),
-            backend=backend,
-        )
+        overrides = _given(budget=budget, seed=seed, steps=steps, run_dir=run_dir, backend=backend)
+        if resume is not None:
+            overrides = RunFolder.read_record(resume)["overrides"] | overrides
+        spec = JobSpec.load(job).with_changes(overrides)
         # Training imports torch, which takes seconds; a wrong job file is answered before.
         from orchestrator.launch import Options
         from orchestrator.launch import train as train_job
 
-        options = Options(job_path=str(job), address=address, resume=resume, json_lines=as_json, quiet=quiet)
+        options = Options(
+            job_path=str(job),
+            address=address,
+            resume=resume,
+            json_lines=as_json,
+            quiet=quiet,
+            overrides=overrides,
+        )
         if not train_job(spec, options):
             raise typer.Exit(_INTERRUPTED)
 
@@ -121,8 +128,8 @@ def submit(
     job: JobPath,
     address: JobsAddress,
     budget: BudgetText = None,
-    seed: Annotated[int | None, typer.Option(help="Replaces train.seed.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Replaces train.steps.")] = None,
+    seed: Seed = None,
+    steps: Steps = None,
     run_dir: Annotated[
         str | None,
         typer.Option(help="On the cluster; run folders are made in it. ~/lowtide-runs if not given."),
@@ -131,11 +138,10 @@ def submit(
 ) -> None:
     """Train a job on a cluster, follow its log, and return its exit status."""
     with _answers():
-        JobSpec.load(job).with_changes(budget=budget, seed=seed, steps=steps, run_dir=run_dir)
-        given = {"--budget": budget, "--seed": seed, "--steps": steps, "--run-dir": run_dir}
-        arguments = [
-            word for flag, value in given.items() if value is not None for word in (flag, str(value))
-        ]
+        overrides = _given(budget=budget, seed=seed, steps=steps, run_dir=run_dir)
+        JobSpec.load(job).with_changes(overrides)
+        flags = {f"--{key.replace('_', '-')}": str(value) for key, value in overrides.items()}
+        arguments = [word for pair in flags.items() for word in pair]
         job_id = jobs.submit(job, address=address, arguments=arguments)
         if no_wait:
             typer.echo(job_id)
@@ -183,6 +189,11 @@ def list_jobs(address: JobsAddress) -> None:
     with _answers():
         for row in jobs.list_jobs(address=address):
             typer.echo("\t".join(row))
+
+
+def _given(**settings: str | int | None) -> dict[str, str | int]:
+    """The settings that the command line gave."""
+    return {key: value for key, value in settings.items() if value is not None}
 
 
 def _pass_on(text: str) -> None:

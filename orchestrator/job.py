@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field
@@ -100,26 +101,19 @@ class JobSpec(Workload):
         """Samples of one optimizer step, over all ranks and micro-batches."""
         return self.micro_batch * self.train.accumulation * self.train.workers
 
-    def with_changes(
-        self,
-        *,
-        budget: str | None = None,
-        seed: int | None = None,
-        steps: int | None = None,
-        run_dir: str | None = None,
-        backend: str | None = None,
-    ) -> Self:
-        """This job with the settings that the command line overrides; None leaves one as it is.
+    def with_changes(self, overrides: Mapping[str, Any]) -> Self:
+        """This job with other settings.
+
+        Args:
+            overrides: "budget", or a key of `train`, to its new value.
 
         Raises:
             WorkloadError: an override is not valid.
         """
-        overrides = {"seed": seed, "steps": steps, "run_dir": run_dir, "backend": backend}
-        given = {key: value for key, value in overrides.items() if value is not None}
         data = self.to_data()
-        data["train"].update(given)
-        if budget is not None:
-            data["budget"] = budget
+        for key, value in overrides.items():
+            owner = data if key == "budget" else data["train"]
+            owner[key] = value
         return type(self).from_data(data, folder=self.model.folder, source="command line")
 
     def to_data(self) -> dict[str, Any]:

@@ -134,8 +134,8 @@ def _check_reachable(address: str) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise RunFailedError(
-            f"no Ray Jobs API answers at {address} ({_one_line(reason)}); start one with `ray start --head`, and give "
-            "the address of its dashboard",
+            f"no Ray Jobs API answers at {address} ({_one_line(reason)}); start one with `ray start --head`, and "
+            "give the address of its dashboard",
             bad_input=True,
         ) from error
 

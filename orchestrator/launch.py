@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from orchestrator.metrics import Event, MetricsLog
 from orchestrator.planning import plan_job
 from orchestrator.plots import loss_figure
 from orchestrator.progress import Display, write_line
-from orchestrator.run_folder import RunFolder, describe_machine
+from orchestrator.run_folder import RunFolder
 from orchestrator.stopping import StopSignal
 from orchestrator.worker import Assignment, Outcome
 from planner import Plan
@@ -33,9 +34,11 @@ class Options:
         json_lines: one JSON object a step and one at the end on stdout, instead of words.
         quiet: no progress on stderr.
         job_path: as the user wrote it, to say how to continue.
+        overrides: settings that the command line gave, which a continued run takes over.
     """
 
     job_path: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
     address: str | None = None
     resume: Path | None = None
     json_lines: bool = False
@@ -69,60 +72,67 @@ def train(job: JobSpec, options: Options) -> bool:
     Raises:
         WorkloadError, planner.InfeasibleError, RunFailedError: see there.
     """
-    resumed = options.resume is not None
-    folder = (
-        RunFolder.reopen(options.resume, job)
-        if options.resume
-        else RunFolder.create(Path(job.train.run_dir), job.name)
-    )
+    backend = _backend(job, options)
+    earlier = RunFolder.reopen(options.resume, job) if options.resume else None
     with Display(job.train.steps, quiet=options.quiet or options.json_lines) as display:
-        display.say(f"run folder {folder.path}")
-        record = functools.partial(folder.write_record, job, hardware=describe_machine(job.hardware))
-        record(status="planning")
-        plan = _plan(job, folder)
+        plan = _plan(job, earlier, display)
         if plan is not None and not options.json_lines:
             for line in plan_lines(plan):
                 write_line(line)
-        record(status="running")
-        follower = _Follower(MetricsLog(folder.metrics), display, options.json_lines)
-        assignment = Assignment(
-            job=job.to_data(),
-            folder=str(job.model.folder),
-            run_dir=str(folder.path),
-            plan=None if plan is None else plan.to_json(),
-        )
-        hint = f"lowtide train {options.job_path} --resume {folder.path}"
-        stop = StopSignal(
-            lambda: display.warn(
-                f"stopping after this step; Ctrl-C again ends at once. Continue with: {hint}"
-            )
-        )
-        try:
-            outcome = _backend(job, options)(assignment, job, on_event=follower, stop=stop)
-        except RunFailedError as error:
-            record(status="failed", error=str(error))
-            if folder.checkpoints.is_dir() and not error.bad_input:
-                raise RunFailedError(f"{error}. Continue with: {hint}") from error
-            raise
-        except KeyboardInterrupt:
-            record(status="interrupted")
-            raise
+        folder = earlier or RunFolder.create(Path(job.train.run_dir), job.name)
+        if plan is not None:
+            plan.save(folder.plan)
+        display.say(f"run folder {folder.path}")
+        outcome, follower = _run(job, options, backend, folder, plan, display)
     summary = _summary(outcome, follower, job, folder)
-    record(status="finished" if outcome.finished else "stopped", resumed=resumed, result=summary)
+    status = "finished" if outcome.finished else "stopped"
+    folder.write_record(job, options.overrides, status=status, result=summary)
     _draw(folder, follower, plan)
-    _print_summary(summary, options, hint, finished=outcome.finished)
+    _print_summary(summary, options, _hint(options, folder), finished=outcome.finished)
     return outcome.finished
 
 
-def _plan(job: JobSpec, folder: RunFolder) -> Plan | None:
+def _plan(job: JobSpec, earlier: RunFolder | None, display: Display) -> Plan | None:
     """A new plan, or the one that a continued run began with; None for budget "none"."""
     if job.budget == "none":
         return None
-    if folder.began_with(budget=job.budget, hardware=job.hardware) and folder.plan.exists():
-        return Plan.load(folder.plan)
-    plan = plan_job(job)
-    plan.save(folder.plan)
-    return plan
+    if earlier is not None and earlier.began_with(budget=job.budget, hardware=job.hardware):
+        return Plan.load(earlier.plan)
+    display.say(f"planning for {job.hardware}, at most {job.solver.time_limit} of solving")
+    return plan_job(job)
+
+
+def _run(
+    job: JobSpec, options: Options, backend: Backend, folder: RunFolder, plan: Plan | None, display: Display
+) -> tuple[Outcome, _Follower]:
+    """Start the ranks and follow them to their end; what goes wrong is in run.json too."""
+    record = functools.partial(folder.write_record, job, options.overrides)
+    hint = _hint(options, folder)
+    stop = StopSignal(
+        lambda: display.warn(f"stopping after this step; Ctrl-C again ends at once. Continue with: {hint}")
+    )
+    follower = _Follower(MetricsLog(folder.metrics), display, options.json_lines)
+    assignment = Assignment(
+        job=job.to_data(),
+        folder=str(job.model.folder),
+        run_dir=str(folder.path),
+        plan=None if plan is None else plan.to_json(),
+    )
+    record(status="running")
+    try:
+        return backend(assignment, job, on_event=follower, stop=stop), follower
+    except RunFailedError as error:
+        record(status="failed", error=str(error))
+        if folder.checkpoints.is_dir() and not error.bad_input:
+            raise RunFailedError(f"{error}. Continue with: {hint}") from error
+        raise
+    except KeyboardInterrupt:
+        record(status="interrupted")
+        raise
+
+
+def _hint(options: Options, folder: RunFolder) -> str:
+    return f"lowtide train {options.job_path} --resume {folder.path}"
 
 
 def _backend(job: JobSpec, options: Options) -> Backend:
@@ -132,6 +142,8 @@ def _backend(job: JobSpec, options: Options) -> Backend:
                 "--address needs train.backend 'ray', got 'local'; use --backend ray", bad_input=True
             )
         return local.run
+    if options.address is not None:
+        ray_cluster.check_reachable(options.address)
     return functools.partial(ray_cluster.run, address=options.address)
 
 

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,19 @@ class RunFolder:
             return cls(path)
         raise WorkloadError(f"{parent} already has 99 runs named {stem}. Give another --run-dir")
 
+    @staticmethod
+    def read_record(path: Path) -> dict[str, Any]:
+        """The run.json of an earlier run's folder.
+
+        Raises:
+            WorkloadError: there is none.
+        """
+        try:
+            record = json.loads((path / "run.json").read_text(encoding="utf-8"))
+            return {"configuration": record["configuration"], "overrides": record["overrides"]}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise WorkloadError(f"--resume {path}: there is no run.json of an earlier run in it") from error
+
     @classmethod
     def reopen(cls, path: Path, job: JobSpec) -> RunFolder:
         """The folder of an earlier run of the same job.
@@ -66,10 +80,7 @@ class RunFolder:
         Raises:
             WorkloadError: it is none, or the job has changed in what a continued run must keep.
         """
-        try:
-            before = json.loads((path / "run.json").read_text(encoding="utf-8"))["configuration"]
-        except (OSError, ValueError, KeyError) as error:
-            raise WorkloadError(f"--resume {path}: there is no run.json of an earlier run in it") from error
+        before = cls.read_record(path)["configuration"]
         now = job.to_data()
         changed = [key for key in _FIXED if before.get(key) != now[key]]
         changed += [
@@ -89,15 +100,22 @@ class RunFolder:
             self._before["hardware"],
         )
 
-    def write_record(self, job: JobSpec, *, hardware: dict[str, Any], **more: Any) -> None:
-        """Write run.json: what was run, with which versions, on what."""
+    def write_record(self, job: JobSpec, overrides: Mapping[str, Any], **more: Any) -> None:
+        """Write run.json: what was run, with which versions, on what.
+
+        Args:
+            job: as it runs.
+            overrides: settings in it that the command line gave.
+            **more: how the run stands.
+        """
         record = {
             "configuration": job.to_data(),
+            "overrides": dict(overrides),
             "folder": str(job.model.folder),
             "seed": job.train.seed,
             "versions": _versions(),
             "commit": _commit(job.model.folder),
-            "hardware": hardware,
+            "hardware": _describe_machine(job.hardware),
             **more,
         }
         partial = self.record.with_suffix(".partial")
@@ -105,7 +123,7 @@ class RunFolder:
         os.replace(partial, self.record)
 
 
-def describe_machine(hardware: str) -> dict[str, Any]:
+def _describe_machine(hardware: str) -> dict[str, Any]:
     """The planned hardware by name, and the machine that the run was started on."""
     return {
         "planned_for": hardware,

@@ -33,6 +33,7 @@ _RAY_ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_enable_metrics_collection": "0",
+    "RAY_BACKEND_LOG_LEVEL": "error",
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",  # the raylet's own complaints would be printed on stdout, among our results
 }
 # Torch reads these when a worker imports it.
@@ -255,7 +256,6 @@ def _cluster(address: str | None, job: JobSpec) -> Iterator[None]:
             "_node_ip_address": "127.0.0.1",
         }
     else:
-        _check_reachable(address)
         arguments["address"] = address
         if _JOB_VARIABLE not in os.environ:  # a submitted job has brought its folder along
             arguments["runtime_env"] |= {"working_dir": str(job.model.folder), "excludes": ["runs/", ".git/"]}
@@ -270,8 +270,12 @@ def _cluster(address: str | None, job: JobSpec) -> Iterator[None]:
         ray.shutdown()
 
 
-def _check_reachable(address: str) -> None:
-    """Fail within seconds, not minutes, where nobody listens."""
+def check_reachable(address: str) -> None:
+    """Fail within seconds, not minutes, where nobody listens.
+
+    Raises:
+        RunFailedError: no cluster is there.
+    """
     if address == "auto":
         return
     if address.startswith(("http://", "https://")):
