@@ -139,9 +139,11 @@ def submit(
     """Train a job on a cluster, follow its log, and return its exit status."""
     with _answers():
         overrides = _given(budget=budget, seed=seed, steps=steps, run_dir=run_dir)
-        JobSpec.load(job).with_changes(overrides)
+        spec = JobSpec.load(job).with_changes(overrides)
         flags = {f"--{key.replace('_', '-')}": str(value) for key, value in overrides.items()}
         arguments = [word for pair in flags.items() for word in pair]
+        if spec.train.backend == "ray":  # train on the cluster that runs the job, not on a new one
+            arguments += ["--address", "auto"]
         job_id = jobs.submit(job, address=address, arguments=arguments)
         if no_wait:
             typer.echo(job_id)

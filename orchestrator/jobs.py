@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shlex
 import urllib.error
@@ -21,6 +22,11 @@ _LEFT_BEHIND = ["runs/", ".git/", ".venv/", "__pycache__/", "*.pyc"]
 _RUN_DIR = "$HOME/lowtide-runs"
 # These would silently replace the address that the user gave.
 _OVERRIDES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+_TALKATIVE = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
 
 
 def submit(job_path: Path, *, address: str, arguments: list[str]) -> str:
@@ -29,7 +35,7 @@ def submit(job_path: Path, *, address: str, arguments: list[str]) -> str:
     Args:
         job_path: the job file; everything beside it travels along.
         address: of the Jobs API, such as http://head:8265.
-        arguments: for `lowtide train`, beside the file.
+        arguments: for `lowtide train`, beside the file and --json.
 
     Returns:
         The job's id.
@@ -37,8 +43,7 @@ def submit(job_path: Path, *, address: str, arguments: list[str]) -> str:
     Raises:
         RunFailedError: the cluster cannot be reached or refuses the job.
     """
-    words = ["lowtide", "train", job_path.name, "--json", "--address", "auto", *arguments]
-    entrypoint = shlex.join(words)
+    entrypoint = shlex.join(["lowtide", "train", job_path.name, "--json", *arguments])
     if "--run-dir" not in arguments:
         entrypoint += f' --run-dir "{_RUN_DIR}"'
     folder = job_path.resolve().parent
@@ -107,7 +112,10 @@ def list_jobs(*, address: str) -> list[tuple[str, str, str]]:
 def _client(address: str) -> Any:
     """A client of the Jobs API at exactly this address."""
     _check_reachable(address)
+    if _has_token():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
+        from ray.exceptions import RayError
         from ray.job_submission import JobSubmissionClient
     except ModuleNotFoundError as error:
         raise RunFailedError(
@@ -115,12 +123,22 @@ def _client(address: str) -> Any:
         ) from error
     for name in _OVERRIDES:
         os.environ.pop(name, None)
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         return JobSubmissionClient(address)
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OSError, RayError) as error:
         raise RunFailedError(
             f"no Ray Jobs API answers at {address}: {_one_line(error)}", bad_input=True
         ) from error
+
+
+def _has_token() -> bool:
+    """Whether this user has a token for Ray's clusters, at one of the places that Ray documents."""
+    if "RAY_AUTH_TOKEN" in os.environ:
+        return True
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return (Path(path) if path else Path.home() / ".ray" / "auth_token").is_file()
 
 
 def _check_reachable(address: str) -> None:

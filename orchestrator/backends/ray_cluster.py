@@ -21,6 +21,7 @@ from orchestrator.worker import Assignment, Outcome, RankError, train_rank
 
 _POLL_S = 0.1
 _CONNECT_TIMEOUT_S = 10.0
+_HTTP_TIMEOUT_S = 2.0
 _OBJECT_STORE_BYTES = 256 << 20
 _SNAPSHOT = "checkpoint_manager_snapshot.json"
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -33,7 +34,6 @@ _RAY_ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_enable_metrics_collection": "0",
-    "RAY_BACKEND_LOG_LEVEL": "error",
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",  # the raylet's own complaints would be printed on stdout, among our results
 }
 # Torch reads these when a worker imports it.
@@ -287,13 +287,29 @@ def check_reachable(address: str) -> None:
     if not (host and colon and port.isdigit()) or "//" in host:
         raise RunFailedError(f"--address must be HOST:PORT or auto, got {address!r}", bad_input=True)
     try:
-        socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+        with socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S) as connection:
+            is_http = _speaks_http(connection)
     except OSError as error:
         raise RunFailedError(
             f"no Ray cluster answers at {address} ({error.strerror or error}); start one with "
             "`ray start --head`, or leave --address out to run on this machine",
             bad_input=True,
         ) from error
+    if is_http:
+        raise RunFailedError(
+            f"{address} answers HTTP, it is not a Ray cluster's port; that is 6379 where `ray start --head` chose it",
+            bad_input=True,
+        )
+
+
+def _speaks_http(connection: socket.socket) -> bool:
+    """Whether the other side answers a plain HTTP request, as a dashboard does and Ray's own port does not."""
+    connection.settimeout(_HTTP_TIMEOUT_S)
+    try:
+        connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        return connection.recv(7) == b"HTTP/1."
+    except OSError:
+        return False
 
 
 def _first_line(error: Exception) -> str:
