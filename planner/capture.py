@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
-import copy
-import logging
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._functorch._aot_autograd.descriptors import (
-    GradAOTOutput,
-    InputMutationAOTOutput,
-    PlainAOTInput,
-    PlainAOTOutput,
-    TangentAOTInput,
-)
 from torch._functorch._aot_autograd.schemas import JointWithDescriptors
-from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 
 from planner.errors import CaptureError
 from planner.graph import Graph, digest_of
+from planner.lower.fakes import fake_mode_of, fake_module, fake_tree
+from planner.lower.trace import TANGENTS_STAY, TORCH_VERSION, export_joint, storage_bytes, traced_of
 from planner.plan_file import Signature
-from planner.reading import Calls, FlatOutput, OutputRole, Reading, Traced, read_joint, stitch
+from planner.reading import Calls, Reading, read_joint
+from planner.stitch import stitch
 
-_log = logging.getLogger(__name__)
-TORCH_VERSION = torch.__version__.split("+")[0]
-# Before 2.13 autograd keeps the gradients that it hands to a compiled backward until that backward returns.
-_TANGENTS_STAY = tuple(int(part) for part in TORCH_VERSION.split(".")[:2]) < (2, 13)
 _HERE = Path(__file__).resolve().parent
 _TORCH = Path(torch.__file__).resolve().parent
 
@@ -86,7 +74,7 @@ def capture(
         fake_mode = fake_mode_of(model, batch)
         fake_model = fake_module(model, fake_mode)
         fake_inputs = fake_tree(inputs, fake_mode)
-        joint = export_joint(stack, fake_model, fake_inputs)
+        joint = export(stack, fake_model, fake_inputs)
         reading = read_joint(traced_of(joint.graph_module))
         signature = signature_of(joint, fake_model, fake_inputs)
         graph, calls = reading.graph, reading.calls
@@ -105,7 +93,7 @@ def capture(
     )
 
 
-def export_joint(stack: ExitStack, model: nn.Module, inputs: Any) -> JointWithDescriptors:
+def export(stack: ExitStack, model: nn.Module, inputs: Any) -> JointWithDescriptors:
     """Export the joint graph of a module; it can be compiled while the stack is open.
 
     Raises:
@@ -118,65 +106,9 @@ def export_joint(stack: ExitStack, model: nn.Module, inputs: Any) -> JointWithDe
         )
     args, kwargs = call_arguments(inputs)
     try:
-        return aot_export_joint_with_descriptors(stack, model, args, kwargs)
+        return export_joint(stack, model, args, kwargs)
     except Exception as error:
         raise CaptureError(_explain(error)) from error
-
-
-def traced_of(module: fx.GraphModule) -> Traced:
-    """The joint graph with everything that only torch's internals know about it, as plain facts."""
-    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
-    by_role = {node.meta["desc"]: node for node in placeholders}
-    output = next(node for node in module.graph.nodes if node.op == "output")
-    outputs = []
-    for result, desc in zip(output.args[0], output.meta["desc"], strict=True):
-        node = result if isinstance(result, fx.Node) else None
-        match desc:
-            case None:  # the gradient of an input that has none
-                outputs.append(FlatOutput(OutputRole.GRADIENT, node, None))
-            case GradAOTOutput():
-                outputs.append(FlatOutput(OutputRole.GRADIENT, node, _input_index(desc.grad_of)))
-            case InputMutationAOTOutput():
-                outputs.append(FlatOutput(OutputRole.MUTATION, node, None, by_role[desc.mutated_input]))
-            case PlainAOTOutput():
-                constant = None if node is not None else result
-                outputs.append(FlatOutput(OutputRole.PLAIN, node, desc.idx, constant=constant))
-            case _:
-                outputs.append(FlatOutput(OutputRole.OTHER, node, None))
-    calls = [node for node in module.graph.nodes if node.op == "call_function"]
-    return Traced(
-        module=module,
-        outputs=tuple(outputs),
-        tangents={
-            node: node.meta["desc"].output.idx
-            for node in placeholders
-            if isinstance(node.meta["desc"], TangentAOTInput)
-            and isinstance(node.meta["desc"].output, PlainAOTOutput)
-        },
-        storages={node: _storages(node.meta.get("val")) for node in module.graph.nodes},
-        backward=frozenset(n for n in calls if n.meta.get("partitioner_tag") == "is_backward"),
-        random=frozenset(
-            n for n in calls if torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ())
-        ),
-        opaque=frozenset(n for n in calls if _is_opaque(n.target)),
-    )
-
-
-def _input_index(desc: Any) -> int | None:
-    return desc.idx if isinstance(desc, PlainAOTInput) else None
-
-
-def _storages(val: Any) -> tuple[tuple[int, int], ...]:
-    """(identity, bytes) of the storage of every tensor in a traced value."""
-    tensors = [leaf for leaf in pytree.tree_leaves(val) if isinstance(leaf, torch.Tensor)]
-    return tuple((storage_key(t), storage_bytes(t)) for t in tensors)
-
-
-def _is_opaque(target: Any) -> bool:
-    """Whether running the operator twice may do more than giving the same values twice."""
-    if not isinstance(target, torch._ops.OpOverload):
-        return getattr(target, "__module__", "") != "_operator"
-    return target._schema.is_mutable
 
 
 def call_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -224,84 +156,6 @@ def describe(leaf: Any) -> str:
     if isinstance(leaf, torch.Tensor):
         return f"{str(leaf.dtype).removeprefix('torch.')} {list(leaf.shape)}"
     return repr(leaf)
-
-
-def storage_bytes(tensor: torch.Tensor) -> int:
-    """Bytes of the storage below a tensor."""
-    return tensor.untyped_storage().nbytes()
-
-
-def storage_key(tensor: torch.Tensor) -> int:
-    """Identity of the storage below a tensor, while it lives."""
-    return tensor.untyped_storage()._cdata
-
-
-def fake_mode_of(model: nn.Module, batch: Any) -> FakeTensorMode:
-    """The fake mode that model or batch were built under, or a new one."""
-    leaves = [*model.parameters(), *model.buffers(), *pytree.tree_leaves(batch)]
-    for leaf in leaves:
-        if isinstance(leaf, FakeTensor):
-            return leaf.fake_mode
-    return FakeTensorMode()
-
-
-@contextmanager
-def building_without_memory() -> Iterator[FakeTensorMode]:
-    """Models and tensors made inside have shapes and dtypes but no bytes."""
-    with FakeTensorMode() as mode:
-        yield mode
-
-
-def fake_module(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
-    """The module with every parameter and buffer replaced by a fake of the same layout.
-
-    A tensor on the meta device becomes a fake one on the CPU: the device that it will be built on.
-    """
-    memo: dict[int, Any] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
-        fake = _fake_tensor(tensor, mode)
-        if isinstance(tensor, nn.Parameter):
-            fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
-        memo[id(tensor)] = fake
-    try:
-        fake = copy.deepcopy(model, memo)
-    except Exception as error:
-        raise CaptureError(
-            f"the model cannot be copied for capture ({type(error).__name__}: {error}). "
-            "Remove what cannot be copied (locks, open files, non-leaf tensors) from its attributes."
-        ) from error
-    forward = fake.forward
-    fake.forward = lambda *args, **kwargs: _plain_outputs(forward(*args, **kwargs))  # type: ignore[method-assign]
-    return fake
-
-
-def _plain_outputs(outputs: Any) -> Any:
-    """The outputs without objects that a graph cannot return, such as a cache of keys and values."""
-
-    def plain(leaf: Any) -> Any:
-        if leaf is None or isinstance(leaf, torch.Tensor | bool | int | float | str):
-            return leaf
-        _log.warning("the planned module returns None in place of a %s", type(leaf).__name__)
-        return None
-
-    return pytree.tree_map(plain, outputs)
-
-
-def fake_tree(tree: Any, mode: FakeTensorMode) -> Any:
-    """The same tree with fake tensors."""
-    return pytree.tree_map(
-        lambda leaf: _fake_tensor(leaf, mode) if isinstance(leaf, torch.Tensor) else leaf, tree
-    )
-
-
-def _fake_tensor(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
-    if isinstance(tensor, FakeTensor):
-        return tensor
-    device = "cpu" if tensor.device.type == "meta" else tensor.device
-    with mode:
-        return torch.empty_strided(
-            tuple(tensor.shape), tensor.stride(), dtype=tensor.dtype, device=device
-        ).requires_grad_(tensor.requires_grad and tensor.is_leaf)
 
 
 def _split_batch(batch: Any, *, has_loss: bool) -> tuple[Any, Any]:
@@ -359,9 +213,7 @@ def _with_loss(
             for index, v in enumerate(reading.output_vals)
         ]
     try:
-        loss_joint = aot_export_joint_with_descriptors(
-            stack, _LossModule(loss, joint.out_spec), (outputs, targets), {}
-        )
+        loss_joint = export_joint(stack, _LossModule(loss, joint.out_spec), (outputs, targets), {})
     except Exception as error:
         raise CaptureError(_explain(error, part="loss")) from error
     loss_reading = read_joint(traced_of(loss_joint.graph_module))
@@ -371,7 +223,7 @@ def _with_loss(
             f"the loss must be one scalar, got {[describe(v) for v in loss_reading.output_vals]}. "
             "Reduce it, for instance with .mean()."
         )
-    return stitch(reading, loss_reading, tangents_stay=_TANGENTS_STAY)
+    return stitch(reading, loss_reading, tangents_stay=TANGENTS_STAY)
 
 
 def _explain(error: Exception, *, part: str = "model") -> str:

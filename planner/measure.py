@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from planner.capture import pytree
+from planner.lower.trace import pytree
 from planner.static import unique_bytes
 
 

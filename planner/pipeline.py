@@ -12,11 +12,12 @@ from torch import nn
 from cost_models.hardware import load_hardware
 from cost_models.roofline import Roofline
 from cost_models.units import format_bytes
-from planner.capture import Captured, building_without_memory, capture
+from planner.capture import Captured, capture
 from planner.costed import annotate
 from planner.errors import InfeasibleError
 from planner.graph import Phase
 from planner.lower.compile import check_model
+from planner.lower.fakes import building_without_memory
 from planner.lower.module import PlannedModule
 from planner.plan_file import Plan, Provenance, instructions_of
 from planner.problem import Budget, Problem
@@ -188,9 +189,8 @@ def solve(problem: Problem, *, time_limit_s: float) -> Solution:
         return solution
     schedule, trace = solver.smallest_peak(problem)
     if trace.peak_bytes <= problem.budget_bytes:
-        return Solution(
-            Status.FEASIBLE, schedule, trace.time_s, problem.costed.step_s, solution.solve_s, solver.name
-        )
+        seconds = problem.costed.step_s
+        return Solution(Status.FEASIBLE, schedule, trace.time_s, seconds, solution.solve_s, solver.name)
     raise infeasible(problem, schedule, trace)
 
 

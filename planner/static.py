@@ -9,15 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from planner.capture import (
-    Captured,
-    TorchDispatchMode,
-    fake_mode_of,
-    fake_module,
-    pytree,
-    storage_bytes,
-    storage_key,
-)
+from planner.capture import Captured
+from planner.lower.fakes import fake_mode_of, fake_module
+from planner.lower.trace import TorchDispatchMode, pytree, storage_bytes, storage_key
 from planner.problem import StaticMemory
 
 

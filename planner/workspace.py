@@ -51,7 +51,11 @@ def _layouts(arguments: Any) -> Any:
 
     def words(node: fx.Node) -> str:
         val = node.meta.get("val")
-        return f"{val.dtype}{[*val.shape]}{val.stride()}{val.device}" if isinstance(val, torch.Tensor) else str(val)
+        return (
+            f"{val.dtype}{[*val.shape]}{val.stride()}{val.device}"
+            if isinstance(val, torch.Tensor)
+            else str(val)
+        )
 
     return map_arg(arguments, words)
 

@@ -80,8 +80,8 @@ class Unusual(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a = nn.Linear(16, 32)
-        self.b = nn.Linear(32, 16)
+        self.a = nn.Linear(16, 64)
+        self.b = nn.Linear(64, 16)
         self.frozen = nn.Linear(16, 16)
         self.frozen.requires_grad_(False)
         self.unused = nn.Parameter(torch.zeros(3))
@@ -89,8 +89,10 @@ class Unusual(nn.Module):
 
     def forward(self, *, x: torch.Tensor, scale: torch.Tensor) -> dict[str, Any]:
         self.steps += 1
-        h = torch.tanh(self.a(x))
-        h = torch.tanh(self.b(h) * scale) + self.frozen(x)
+        h = x
+        for _ in range(4):
+            h = h + torch.tanh(self.b(F.gelu(self.a(h))) * scale)
+        h = h + self.frozen(x)
         return {"out": h, "row": h[0], "aux": (h.mean(), None), "name": "unusual"}
 
 

@@ -10,20 +10,11 @@ import torch
 from torch import nn
 from torch._functorch.aot_autograd import aot_compile_joint_with_descriptors
 
-from planner.capture import (
-    TORCH_VERSION,
-    device_of,
-    export_joint,
-    fake_mode_of,
-    fake_module,
-    fake_tree,
-    input_words,
-    parameter_words,
-    signature_of,
-    traced_of,
-)
+from planner.capture import device_of, export, input_words, parameter_words, signature_of
 from planner.errors import PlanMismatchError
+from planner.lower.fakes import fake_mode_of, fake_module, fake_tree
 from planner.lower.partition import boxed, partition
+from planner.lower.trace import TORCH_VERSION, traced_of
 from planner.plan_file import Plan, Signature
 from planner.reading import read_joint
 
@@ -51,7 +42,7 @@ def compile_step(model: nn.Module, inputs: Any, plan: Plan) -> tuple[list[str], 
         fake_inputs = fake_tree(inputs, mode)
         # What the shapes already tell is said in their words, before the capture.
         check_inputs(plan, inputs)
-        joint = export_joint(stack, fake, fake_inputs)
+        joint = export(stack, fake, fake_inputs)
         check_signature(plan.signature, signature_of(joint, fake, fake_inputs))
         reading = read_joint(traced_of(joint.graph_module))
         schedule = plan.schedule_of_model()

@@ -87,6 +87,7 @@ class _Search:
         self.model = MaterializationModel(problem, cap_bytes=self.room_bytes)
         self.bound_s = 0.0
         self.best: tuple[float, Schedule] | None = None
+        self.flattest_choice = self.model.constant_choice(0.0)
 
     def cheapest(self, abs_gap_s: float) -> Status:
         """Least extra time within the cap; the answer is in `best` and `bound_s`."""
@@ -110,8 +111,8 @@ class _Search:
                 threads=self.threads,
                 incumbent=incumbent,
             )
-            if outcome.infeasible:
-                return Status.INFEASIBLE if self.best is None else Status.FEASIBLE
+            if outcome.infeasible and model.cap_bytes == self.room_bytes:
+                return Status.INFEASIBLE
             if model.cap_bytes == self.room_bytes and np.isfinite(outcome.bound):
                 self.bound_s = max(self.bound_s, outcome.bound * model.time_scale)
             if not outcome.has_values:
@@ -130,6 +131,11 @@ class _Search:
             if self.remaining_s() <= 0.0:
                 break
         if self.best is None:
+            # The formulation's answers need more than it sees: its flattest one may still fit.
+            flattest = _Search(self.problem, self.deadline, self.threads)
+            flattest.flattest()
+            self.consider(flattest.flattest_choice)
+        if self.best is None:
             return Status.NOT_FOUND
         return Status.OPTIMAL if self.unproven_s() <= abs_gap_s else Status.FEASIBLE
 
@@ -145,7 +151,7 @@ class _Search:
             schedule = self.schedule_of(choice)
             trace = simulate(self.problem, schedule)
             if best is None or trace.peak_bytes < best[1].peak_bytes:
-                best = schedule, trace
+                best, self.flattest_choice = (schedule, trace), choice
             added = self.add_violated(model.profile_bytes(choice), cap_bytes=reached_bytes)
             reached = best[1].peak_bytes - self.problem.static.resident_bytes
             if (added == 0 and not relaxed) or self.remaining_s() <= 0.0 or reached <= 1.002 * bound_bytes:

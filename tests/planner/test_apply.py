@@ -46,7 +46,7 @@ CASES = {
     "tied weights": Case(lambda: TinyGPT(tied=True), tokens, token_loss, "40% of activations"),
     "dropout": Case(lambda: TinyGPT(dropout=0.2), tokens, token_loss, "70% of activations"),
     "batch norm": Case(BatchNormNet, images, F.cross_entropy, "60% of activations"),
-    "unusual": Case(Unusual, named, unusual_loss, "98% of activations"),
+    "unusual": Case(Unusual, named, unusual_loss, "60% of activations"),
 }
 
 

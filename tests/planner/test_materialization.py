@@ -54,13 +54,8 @@ def test_on_small_graphs_it_finds_the_optimum_of_its_formulation_and_never_beats
     solution = Materialization(gap=0.0, threads=1).solve(asked)
     optimum, oracle = formulation_optimum(asked), best_just_in_time(asked)
     if solution.schedule is None:
-        # Infeasible, or nothing that the judge accepts: then no choice that the formulation allows is accepted.
-        assert solution.status in (Status.INFEASIBLE, Status.NOT_FOUND)
-        assert (
-            optimum == float("inf")
-            or oracle.time_s == float("inf")
-            or costed.step_s + optimum > oracle.time_s
-        )
+        # "Infeasible" is a proof. "Not found": what the formulation allows, the judge rejected.
+        assert solution.status is (Status.INFEASIBLE if optimum == float("inf") else Status.NOT_FOUND)
         return
     trace = simulate(asked, solution.schedule)
     assert trace.peak_bytes <= asked.budget_bytes
@@ -89,7 +84,7 @@ def test_the_restriction_to_one_second_run_costs_little_on_small_graphs():
             ours += solution.time_s
             best += oracle.time_s
     assert wanted >= 20
-    assert answered >= 0.8 * wanted
+    assert answered >= 0.9 * wanted
     assert ours <= 1.02 * best
 
 

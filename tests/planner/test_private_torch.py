@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
+import pytest
 import torch
 from torch import nn
 
 from planner import capture
+from planner.lower import fakes, trace
 
 
 def exported():
     """The joint graph of a linear layer."""
     with ExitStack() as stack:
-        mode = capture.FakeTensorMode()
-        model = capture.fake_module(nn.Linear(3, 2), mode)
-        joint = capture.export_joint(stack, model, capture.fake_tree(torch.zeros(4, 3), mode))
+        mode = fakes.FakeTensorMode()
+        model = fakes.fake_module(nn.Linear(3, 2), mode)
+        joint = trace.export_joint(stack, model, (fakes.fake_tree(torch.zeros(4, 3), mode),), {})
         return joint
 
 
@@ -34,29 +36,29 @@ def test_export_joint_gives_a_graph_with_descriptors_and_specs():
 
 
 def test_descriptors_name_the_output_of_a_tangent_and_the_input_of_a_gradient():
-    traced = capture.traced_of(exported().graph_module)
+    traced = trace.traced_of(exported().graph_module)
     assert list(traced.tangents.values()) == [0]
     assert [f.role.value for f in traced.outputs] == ["plain", "gradient", "gradient", "gradient"]
 
 
 def test_backward_calls_carry_the_partitioner_tag():
-    traced = capture.traced_of(exported().graph_module)
+    traced = trace.traced_of(exported().graph_module)
     assert {str(n.target) for n in traced.backward} >= {"aten.mm.default", "aten.sum.dim_IntList"}
 
 
 def test_views_share_the_identity_of_their_storage():
     a = torch.zeros(4, 4)
-    assert capture.storage_key(a.t()) == capture.storage_key(a)
-    assert capture.storage_key(a.clone()) != capture.storage_key(a)
-    with capture.building_without_memory():
+    assert trace.storage_key(a.t()) == trace.storage_key(a)
+    assert trace.storage_key(a.clone()) != trace.storage_key(a)
+    with fakes.building_without_memory():
         b = torch.zeros(4, 4)
-        assert capture.storage_key(b[0]) == capture.storage_key(b)
+        assert trace.storage_key(b[0]) == trace.storage_key(b)
 
 
 def test_operators_tell_whether_they_draw_random_numbers_or_write_their_arguments():
     assert torch.Tag.nondeterministic_seeded in torch.ops.aten.bernoulli.p.tags
-    assert capture._is_opaque(torch.ops.aten.add_.Tensor)
-    assert not capture._is_opaque(torch.ops.aten.add.Tensor)
+    assert trace._is_opaque(torch.ops.aten.add_.Tensor)
+    assert not trace._is_opaque(torch.ops.aten.add.Tensor)
 
 
 def test_pytree_paths_name_the_leaves():
@@ -68,7 +70,7 @@ def test_pytree_paths_name_the_leaves():
 def test_the_dispatch_mode_sees_every_operation():
     seen = []
 
-    class Mode(capture.TorchDispatchMode):
+    class Mode(trace.TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             seen.append(str(func))
             return func(*args, **(kwargs or {}))
@@ -111,3 +113,32 @@ def test_boxed_code_empties_the_list_of_its_arguments():
     out = boxed(torch.fx.GraphModule(nn.Module(), graph), None)(arguments)
     assert arguments == []
     assert out.item() == 1
+
+
+def test_values_that_depend_on_no_input_are_known_while_tracing():
+    with fakes.building_without_memory():
+        positions = torch.arange(5).unsqueeze(0).expand(2, -1)
+        assert bool((torch.diff(positions) == 1).all())
+        assert [x.item() for x in torch.linspace(0, 1, 3)] == [0.0, 0.5, 1.0]
+        assert torch.full((2,), 3).tolist() == [3, 3]
+
+
+def test_values_that_depend_on_an_input_or_were_written_are_not_known():
+    with fakes.building_without_memory():
+        unknown = torch.randn(3)
+        flags = torch.zeros(3)
+        flags[0:1].copy_(unknown[0:1])
+        for tensor in (unknown, torch.arange(3) + unknown, flags):
+            with pytest.raises(RuntimeError):
+                tensor.sum().item()
+
+
+def test_a_module_may_branch_on_constants():
+    class Masked(nn.Linear):
+        def forward(self, x):
+            steps = torch.arange(x.shape[1], device=x.device)
+            return super().forward(x) if (steps.diff() == 1).all() else x
+
+    batch = (torch.zeros(4, 3), torch.zeros(4, 2))
+    graph = capture.capture(Masked(3, 2), batch, loss=nn.functional.mse_loss).graph
+    assert any(node.op == "aten.addmm.default" for node in graph.nodes)

@@ -24,13 +24,17 @@ def tiny_plan(**changes) -> planner.Plan:
 def test_a_plan_for_other_parameters_names_the_first_that_differs():
     model = TinyGPT(layers=1)
     model.head = nn.Linear(16, 64, bias=False)
-    with pytest.raises(planner.PlanMismatchError, match=r"another parameter.*head.weight: float32 \[64, 16\]"):
+    with pytest.raises(
+        planner.PlanMismatchError, match=r"another parameter.*head.weight: float32 \[64, 16\]"
+    ):
         planner.apply(model, tiny_plan())
 
 
 def test_another_batch_shape_or_dtype_is_named_at_the_call():
     planned = planner.apply(TinyGPT(layers=1), tiny_plan())
-    with pytest.raises(planner.PlanMismatchError, match=r"plan has \[0\]: int64 \[2, 16\], here is .*int64 \[1, 16\]"):
+    with pytest.raises(
+        planner.PlanMismatchError, match=r"plan has \[0\]: int64 \[2, 16\], here is .*int64 \[1, 16\]"
+    ):
         planned(tokens(batch=1)[0])
     with pytest.raises(planner.PlanMismatchError, match="int32"):
         planned(tokens()[0].int())

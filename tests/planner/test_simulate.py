@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from planner.graph import Phase, Value
 from planner.graph import Graph as StepGraph
+from planner.graph import Phase, Value
 from planner.just_in_time import just_in_time
 from planner.problem import Problem, StaticMemory
 from planner.schedule import Compute, Free, Schedule
