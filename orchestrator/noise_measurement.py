@@ -68,6 +68,10 @@ class NoiseMeasurement:
         )
         return self._estimator.estimate()
 
+    def forget(self) -> None:
+        """Begin anew: gradients before the end of the warm-up are of another scale and would hide the others."""
+        self._estimator.reset()
+
     def advice(self) -> BatchAdvice:
         """The batch size that the estimate so far recommends, in whole micro-batches of all ranks."""
         unit = self._layout.micro_batch * self._layout.world_size

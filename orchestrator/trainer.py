@@ -28,6 +28,7 @@ from orchestrator.job import JobSpec
 from orchestrator.metrics import Reporter, StepRecord
 from orchestrator.noise_measurement import NoiseMeasurement, finite
 from orchestrator.ranks import Ranks
+from orchestrator.techniques.schedules import WARMUP_FRACTION, num_warmup_steps
 from planner.measure import Measurement, PeakMeter, live_tensors
 from planner.step import call_model
 from planner.workload import BatchSpec
@@ -106,6 +107,9 @@ class Trainer:
         self.stream = SampleStream(len(self.train_set), seed=train.seed, shuffle=train.shuffle)
         self.meter = PeakMeter(self.ranks.device)
         self.noise = NoiseMeasurement(self.step_module, self.layout)
+        self.num_warmup = num_warmup_steps(
+            train.steps, float(train.schedule.settings.get("warmup_fraction", WARMUP_FRACTION))
+        )
         self.parameters = [
             parameter for parameter in self.plain_module.parameters() if parameter.requires_grad
         ]
@@ -149,6 +153,8 @@ class Trainer:
         stop = float(self.reporter.stop_requested())
         rows = self.ranks.gather([loss, stop, *norms, float(measurement.peak_bytes)])
         noise = self.noise.observe([row[2:4] for row in rows])
+        if self.progress.step == self.num_warmup:
+            self.noise.forget()
         peaks = tuple(int(row[4]) for row in rows) if is_measured else ()
         if self.ranks.is_first:
             elapsed_s = time.perf_counter() - started_s

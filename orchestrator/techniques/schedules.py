@@ -28,6 +28,9 @@ def _cosine(progress: float, power: float) -> float:
 DECAYS: Mapping[str, Decay] = {"constant": _constant, "polynomial": _polynomial, "cosine": _cosine}
 
 
+WARMUP_FRACTION = 0.1
+
+
 def num_warmup_steps(total_steps: int, warmup_fraction: float) -> int:
     """Steps of the warm-up: the fraction rounded, at least one unless the fraction is 0.
 
@@ -42,7 +45,7 @@ def rate_factor(
     *,
     name: str,
     total_steps: int,
-    warmup_fraction: float = 0.1,
+    warmup_fraction: float = WARMUP_FRACTION,
     warmup_start: float = 1 / 20,
     power: float = 2.0,
     final_fraction: float = 0.0,
@@ -84,7 +87,7 @@ def build_schedule(
     *,
     name: str,
     total_steps: int,
-    warmup_fraction: float = 0.1,
+    warmup_fraction: float = WARMUP_FRACTION,
     warmup_start: float = 1 / 20,
     power: float = 2.0,
     final_fraction: float = 0.0,
