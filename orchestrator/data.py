@@ -139,6 +139,10 @@ def load_datasets(target: TargetSpec) -> tuple[MapDataset, MapDataset]:
             f"train.data: target {target.target!r} must return the pair (training set, validation set) "
             f"of map-style data sets, got {type(pair).__name__}"
         )
+    if len(pair[1]) == 0:
+        raise WorkloadError(
+            f"train.data: target {target.target!r}: the validation set is empty; give a sample"
+        )
     return pair
 
 

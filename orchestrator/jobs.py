@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.failures import RunFailedError
+from orchestrator.ray_access import use_token
 from planner.strict import WorkloadError
 
 _CONNECT_TIMEOUT_S = 10.0
@@ -112,8 +113,7 @@ def list_jobs(*, address: str) -> list[tuple[str, str, str]]:
 def _client(address: str) -> Any:
     """A client of the Jobs API at exactly this address."""
     _check_reachable(address)
-    if _has_token():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    use_token()
     try:
         from ray.exceptions import RayError
         from ray.job_submission import JobSubmissionClient
@@ -131,14 +131,6 @@ def _client(address: str) -> Any:
         raise RunFailedError(
             f"no Ray Jobs API answers at {address}: {_one_line(error)}", bad_input=True
         ) from error
-
-
-def _has_token() -> bool:
-    """Whether this user has a token for Ray's clusters, at one of the places that Ray documents."""
-    if "RAY_AUTH_TOKEN" in os.environ:
-        return True
-    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return (Path(path) if path else Path.home() / ".ray" / "auth_token").is_file()
 
 
 def _check_reachable(address: str) -> None:

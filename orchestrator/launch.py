@@ -13,7 +13,7 @@ from orchestrator.backends import local, ray_cluster
 from orchestrator.backends.protocol import Backend, RunFailedError
 from orchestrator.job import JobSpec
 from orchestrator.metrics import Event, MetricsLog
-from orchestrator.planning import plan_job
+from orchestrator.planning import check_job, plan_job
 from orchestrator.plots import loss_figure
 from orchestrator.progress import Display, write_line
 from orchestrator.run_folder import RunFolder
@@ -73,6 +73,7 @@ def train(job: JobSpec, options: Options) -> bool:
         WorkloadError, planner.InfeasibleError, RunFailedError: see there.
     """
     backend = _backend(job, options)
+    check_job(job)
     earlier = RunFolder.reopen(options.resume, job) if options.resume else None
     with Display(job.train.steps, quiet=options.quiet or options.json_lines) as display:
         plan = _plan(job, earlier, display)

@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import functools
 
+import torch
+
 from orchestrator.job import JobSpec
-from orchestrator.worker import make_optimizer
+from orchestrator.worker import make_optimizer, make_schedule, with_loss
 from planner import Plan
+from planner.lower.fakes import building_without_memory
 from planner.pipeline import plan_workload
 from planner.workload import Workload
+
+
+def check_job(job: JobSpec) -> None:
+    """Make what the ranks will make, without memory: what is wrong with a job is better said before they start.
+
+    Raises:
+        WorkloadError: the model, loss, optimizer, schedule or data callable cannot be made.
+    """
+    assert job.micro_batch >= 1
+    with building_without_memory(), torch.device(job.train.device):
+        model = with_loss(job, job.build_model(fake=True))
+        make_schedule(job, make_optimizer(job, model))
+    job.train.data.resolve()
 
 
 def plan_job(job: JobSpec) -> Plan:

@@ -22,7 +22,7 @@ from orchestrator.metrics import Reporter
 from orchestrator.optim import build_optimizer
 from orchestrator.ranks import Ranks
 from orchestrator.techniques.schedules import build_schedule
-from orchestrator.trainer import Trainer
+from orchestrator.trainer import Schedule, Trainer
 from planner.errors import PlanMismatchError
 from planner.step import StepModule
 from planner.strict import WorkloadError
@@ -144,9 +144,7 @@ def _train(
         step_module = _data_parallel(step_module)
 
     optimizer = make_optimizer(job, model)
-    schedule = build_schedule(
-        optimizer, name=job.train.schedule.name, total_steps=job.train.steps, **job.train.schedule.settings
-    )
+    schedule = make_schedule(job, optimizer)
     train_set, validation_set = load_datasets(job.train.data)
     store = CheckpointStore(Path(assignment.run_dir) / "checkpoints", keep=job.train.keep_checkpoints)
     randomness.seed_all(randomness.rank_seed(job.train.seed, rank=rank))
@@ -197,6 +195,19 @@ def make_optimizer(job: JobSpec, module: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(job.optimizer.name, module, **job.optimizer.hyper)
     except ValueError as error:
         raise WorkloadError(f"optimizer: {error}") from error
+
+
+def make_schedule(job: JobSpec, optimizer: torch.optim.Optimizer) -> Schedule:
+    """The job's learning-rate schedule.
+
+    Raises:
+        WorkloadError: its name, a setting or a value is wrong.
+    """
+    chosen = job.train.schedule
+    try:
+        return build_schedule(optimizer, name=chosen.name, total_steps=job.train.steps, **chosen.settings)
+    except (TypeError, ValueError) as error:
+        raise WorkloadError(f"train.schedule: {error}") from error
 
 
 def _data_parallel(module: nn.Module) -> nn.Module:

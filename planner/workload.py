@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
+from cost_models.hardware import load_hardware
 from cost_models.units import parse_seconds
 from planner.problem import Budget
 from planner.strict import StrictModel, WorkloadError, sentence, unknown_name
@@ -134,6 +135,12 @@ class Workload(StrictModel):
     @classmethod
     def _budget_has_a_unit(cls, budget: Any) -> Any:
         return check_budget(budget)
+
+    @field_validator("hardware")
+    @classmethod
+    def _known_hardware(cls, name: str) -> str:
+        load_hardware(name)
+        return name
 
     @model_validator(mode="after")
     def _targets_need_a_loss(self) -> Self:

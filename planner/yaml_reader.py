@@ -50,6 +50,8 @@ for _tag, _pattern, _first in (
     ),
 ):
     _PlainLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
+# PyYAML would read 012 as octal.
+_PlainLoader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 from orchestrator.backends.protocol import RunFailedError
 from orchestrator.job import JobSpec
 from orchestrator.metrics import Event
+from orchestrator.ray_access import last_complaint, stderr_aside, use_token
 from orchestrator.stopping import StopSignal
 from orchestrator.worker import Assignment, Outcome, RankError, train_rank
 
@@ -230,6 +231,8 @@ def _cluster(address: str | None, job: JobSpec) -> Iterator[None]:
     """Connect to a cluster, or start one on this machine; leave it, or end it, at the end."""
     for name, value in _RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if address is not None:
+        use_token()
     try:
         import ray
     except ModuleNotFoundError as error:
@@ -259,11 +262,13 @@ def _cluster(address: str | None, job: JobSpec) -> Iterator[None]:
         arguments["address"] = address
         if _JOB_VARIABLE not in os.environ:  # a submitted job has brought its folder along
             arguments["runtime_env"] |= {"working_dir": str(job.model.folder), "excludes": ["runs/", ".git/"]}
-    try:
-        ray.init(**arguments)
-    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
-        place = f"the Ray cluster at {address}" if address else "a Ray cluster on this machine"
-        raise RunFailedError(f"{place} cannot be used: {_first_line(error)}", bad_input=True) from error
+    with stderr_aside() as messages:
+        try:
+            ray.init(**arguments)
+        except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+            place = f"the Ray cluster at {address}" if address else "a Ray cluster on this machine"
+            reason = last_complaint(messages) or _first_line(error)
+            raise RunFailedError(f"{place} cannot be used: {reason}", bad_input=True) from error
     try:
         yield
     finally:
@@ -297,7 +302,7 @@ def check_reachable(address: str) -> None:
         ) from error
     if is_http:
         raise RunFailedError(
-            f"{address} answers HTTP, it is not a Ray cluster's port; that is 6379 where `ray start --head` chose it",
+            f"{address} answers HTTP, so it is not a Ray cluster's port; `ray start --head` prints that",
             bad_input=True,
         )
 

@@ -1,0 +1,126 @@
+"""Several ranks in processes of this machine: agreement, exactness, and what is said when one is lost."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.backends import local
+from orchestrator.failures import RunFailedError
+from orchestrator.job import JobSpec
+from orchestrator.metrics import Event
+from orchestrator.planning import plan_job
+from orchestrator.stopping import StopSignal
+from orchestrator.worker import Assignment, Outcome
+
+pytestmark = pytest.mark.slow
+
+DEEP = {
+    "model": "tiny.py:deep",
+    "batch": {"inputs": {"shape": [256, 8]}, "targets": {"shape": [256], "dtype": "int64", "high": 4}},
+}
+
+
+class Run:
+    """One run of the local backend; `at_step` is called with each step's number while it goes on."""
+
+    def __init__(self, job: JobSpec, run_dir: Path, *, plan: str | None = None, at_step: Any = None) -> None:
+        run_dir.mkdir(exist_ok=True)
+        self.events: list[Event] = []
+        self.stop = StopSignal(lambda: None)
+        self._at_step = at_step
+        assignment = Assignment(job.to_data(), str(job.model.folder), str(run_dir), plan)
+        self.outcome: Outcome = local.run(assignment, job, on_event=self._take, stop=self.stop)
+
+    def _take(self, event: Event) -> None:
+        self.events.append(event)
+        if event["event"] == "step" and self._at_step is not None:
+            self._at_step(self, event["step"])
+
+    @property
+    def losses(self) -> list[float]:
+        return [event["loss"] for event in self.events if event["event"] == "step"]
+
+
+def stop_at(step: int) -> Any:
+    def act(run: Run, at: int) -> None:
+        if at == step:
+            run.stop.requested = True
+
+    return act
+
+
+def test_two_planned_ranks_have_the_losses_of_two_plain_ones_bit_for_bit(write_job: Any, tmp_path: Path):
+    job = JobSpec.load(write_job(**DEEP, train={"workers": 2}, budget="80%"))
+    plan = plan_job(job)
+    planned = Run(job, tmp_path / "planned", plan=plan.to_json())
+    plain = Run(job, tmp_path / "plain")
+    assert len(plain.losses) == 9
+    assert planned.losses == plain.losses
+    assert planned.outcome == plain.outcome
+    for event in (event for event in planned.events if event["event"] == "step"):
+        assert len(event["measured_peak_bytes_by_rank"]) == 2
+        assert max(event["measured_peak_bytes_by_rank"]) <= plan.budget_bytes
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_a_stopped_run_of_several_ranks_continues_bit_for_bit(write_job: Any, tmp_path: Path, workers: int):
+    # With three ranks the order of a sum over ranks shows in the last bit.
+    job = JobSpec.load(write_job(train={"workers": workers, "steps": 14}))
+    undisturbed = Run(job, tmp_path / "undisturbed")
+    stopped = Run(job, tmp_path / "stopped", at_step=stop_at(3))
+    resumed = Run(job, tmp_path / "stopped")
+    assert not stopped.outcome.finished
+    assert stopped.outcome.step < 14
+    assert resumed.outcome == undisturbed.outcome
+    assert stopped.losses + resumed.losses == undisturbed.losses
+
+
+def test_two_accumulating_ranks_keep_to_the_plan(write_job: Any, tmp_path: Path):
+    job = JobSpec.load(write_job(**DEEP, train={"workers": 2, "accumulation": 2}, budget="80%"))
+    plan = plan_job(job)
+    planned = Run(job, tmp_path / "planned", plan=plan.to_json())
+    peaks = [event["measured_peak_bytes"] for event in planned.events if event["event"] == "step"]
+    assert max(peaks) <= plan.budget_bytes
+    assert planned.losses == Run(job, tmp_path / "plain").losses
+
+
+def test_a_killed_rank_is_named_and_no_process_stays(write_job: Any, tmp_path: Path):
+    job = JobSpec.load(write_job(train={"workers": 2, "steps": 10_000}))
+
+    def kill(run: Run, step: int) -> None:
+        if step == 3:
+            # Ranks are started in order, so the newest process is that of rank 1.
+            newest = max(child.pid or 0 for child in multiprocessing.active_children())
+            os.kill(newest, signal.SIGKILL)
+
+    with pytest.raises(RunFailedError, match="rank 1 was ended by SIGKILL"):
+        Run(job, tmp_path / "run", at_step=kill)
+    assert multiprocessing.active_children() == []
+
+
+def test_bad_input_is_said_once_though_every_rank_meets_it(write_job: Any, tmp_path: Path):
+    job = JobSpec.load(write_job(train={"workers": 2}, optimizer={"name": "rangers"}))
+    with pytest.raises(RunFailedError, match="unknown optimizer 'rangers'") as caught:
+        Run(job, tmp_path / "run")
+    assert caught.value.bad_input
+    assert str(caught.value).count("unknown optimizer") == 1
+    assert multiprocessing.active_children() == []
+
+
+def test_ctrl_c_while_ranks_run_leaves_none_behind(write_job: Any, tmp_path: Path):
+    job = JobSpec.load(write_job(train={"workers": 2, "steps": 10_000}))
+
+    def interrupt_twice(run: Run, step: int) -> None:
+        if step == 3:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        Run(job, tmp_path / "run", at_step=interrupt_twice)
+    assert multiprocessing.active_children() == []

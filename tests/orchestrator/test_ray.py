@@ -1,0 +1,185 @@
+"""The same training on Ray's workers: equal losses, a killed worker, a submitted job."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed"),
+]
+
+COMMAND = [sys.executable, "-m", "orchestrator.cli"]
+START_S = 120.0
+
+
+def events(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+
+def losses(objects: list[dict[str, Any]]) -> dict[int, float]:
+    """Loss of each step; of one that was done twice, the second."""
+    return {part["step"]: part["loss"] for part in objects if part["event"] == "step"}
+
+
+def local_run(path: Path) -> list[dict[str, Any]]:
+    command = [*COMMAND, "train", str(path), "--json", "--backend", "local"]
+    return events(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def children_of(pid: int) -> set[int]:
+    """Every descendant of a process."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stat = (entry / "stat").read_text()
+            except OSError:
+                continue
+            parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
+    found = {pid}
+    while grown := {child for child, parent in parents.items() if parent in found} - found:
+        found |= grown
+    return found - {pid}
+
+
+def test_a_killed_worker_costs_no_bit_of_the_loss(write_job: Any, tmp_path: Path):
+    path = write_job(train={"workers": 2, "steps": 200, "checkpoint_every": 40}, budget="1MiB")
+    expected = local_run(path)
+    process = subprocess.Popen(
+        [*COMMAND, "train", str(path), "--json", "--backend", "ray"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    lines: list[str] = []
+    workers: set[int] = set()
+    for line in process.stdout:
+        lines.append(line)
+        if not workers and json.loads(line)["step"] >= 60:
+            family = children_of(process.pid)
+            workers = {
+                pid for pid in family if b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            }
+            assert len(workers) == 2
+            os.kill(max(workers), signal.SIGKILL)
+    complaint = process.stderr.read() if process.stderr else ""
+    assert process.wait() == 0, complaint
+    got = events("".join(lines))
+    assert losses(got) == losses(expected)
+    assert got[-1]["validation_after"] == expected[-1]["validation_after"]
+    assert complaint.startswith("warning: a rank was lost; the run continues from step ")
+    assert len(complaint.splitlines()) == 1
+    log = [json.loads(line) for line in (Path(got[-1]["run_dir"]) / "metrics.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in log if event["event"] == "step"] == list(range(1, 201))
+    assert not any(Path(f"/proc/{pid}").exists() for pid in family)
+
+
+def test_bad_input_ends_the_run_without_retries(write_job: Any):
+    # Only a rank reads the data, so only a rank can see that it cannot be used.
+    path = write_job(train={"backend": "ray", "data": "tiny.py:net"})
+    result = subprocess.run([*COMMAND, "train", str(path)], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert "rank 0: train.data: target 'tiny.py:net' must return the pair" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+    assert "continues from" not in result.stderr
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The Jobs address of a Ray head of two cores that ends with the test."""
+    port = free_port()
+    # Ray's sockets need a short path.
+    folder = tmp_path_factory.mktemp("r", numbered=True)
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    words = (
+        f"start --head --block --num-cpus 2 --port {free_port()} --dashboard-port {port} --include-dashboard true "
+        f"--object-store-memory 100000000 --ray-client-server-port {free_port()} --temp-dir {folder}"
+    )
+    script = "import sys; from ray.scripts.scripts import main; sys.exit(main())"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *words.split()],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+        start_new_session=True,
+    )
+    family: set[int] = set()
+    try:
+        deadline_s = time.monotonic() + START_S
+        while not listens(port):
+            assert process.poll() is None, "the Ray head did not start"
+            assert time.monotonic() < deadline_s, "the Ray head does not answer"
+            time.sleep(0.3)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        family = children_of(process.pid)
+        process.terminate()
+        try:
+            process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        for pid in family:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_a_submitted_job_trains_and_its_status_is_the_commands(write_job: Any, tmp_path: Path, head: str):
+    path = write_job(train={"backend": "ray", "workers": 1, "steps": 5}, budget="1MiB")
+    expected = local_run(path)
+
+    def lowtide(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*COMMAND, *words, "--address", head], capture_output=True, text=True, check=False
+        )
+
+    good = lowtide("submit", str(path), "--run-dir", str(tmp_path / "there"))
+    assert good.returncode == 0, good.stdout + good.stderr
+    got = events(good.stdout)
+    assert losses(got) == losses(expected)
+    assert Path(got[-1]["run_dir"]).is_relative_to(tmp_path / "there")
+
+    bad = lowtide("submit", str(write_job(train={"backend": "local"}, optimizer={"name": "rangers"})))
+    assert bad.returncode == 2, bad.stdout + bad.stderr
+    assert "unknown optimizer 'rangers'" in bad.stdout
+
+    rows = [line.split("\t") for line in lowtide("list").stdout.splitlines()]
+    assert [row[1] for row in rows] == ["SUCCEEDED", "FAILED"]
+    assert lowtide("status", rows[0][0]).stdout.strip() == "SUCCEEDED"
+    assert losses(events(lowtide("logs", rows[0][0]).stdout)) == losses(expected)
+    unknown = lowtide("stop", "nobody")
+    assert unknown.returncode == 2
+    assert "knows no job 'nobody'" in unknown.stderr
