@@ -14,7 +14,7 @@ from typing import BinaryIO
 def use_token() -> None:
     """Show the user's token to clusters that ask for one, if it is at one of the places that Ray documents.
 
-    Ray does so by itself where it starts a cluster, but not where it joins one. To be called before Ray is imported.
+    Ray does so by itself where it starts a cluster, but not where it joins one. Call this before Ray is imported.
     """
     path = os.environ.get("RAY_AUTH_TOKEN_PATH")
     token = Path(path) if path else Path.home() / ".ray" / "auth_token"

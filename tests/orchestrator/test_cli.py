@@ -163,7 +163,8 @@ def test_help_of_every_verb_shows_an_example():
 
 def test_help_and_refusals_load_neither_torch_nor_ray(write_job: Any):
     code = (
-        "import sys; from typer.testing import CliRunner; from orchestrator.cli import app; run = CliRunner().invoke;"
+        "import sys; from typer.testing import CliRunner; from orchestrator.cli import app;"
+        "run = CliRunner().invoke;"
         "assert run(app, ['--help']).exit_code == 0; assert run(app, ['train', 'none.yaml']).exit_code == 2;"
         "print([name for name in ('torch', 'ray', 'matplotlib') if name in sys.modules])"
     )

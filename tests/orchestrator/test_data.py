@@ -9,8 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planner.strict import WorkloadError
-from planner.workload import TensorSpec
 from torch.utils.data import TensorDataset
 
 from orchestrator.data import (
@@ -23,6 +21,8 @@ from orchestrator.data import (
     validation_indices,
 )
 from orchestrator.job import JobSpec
+from planner.strict import WorkloadError
+from planner.workload import TensorSpec
 
 SIZES = st.integers(1, 40)
 LAYOUTS = st.builds(BatchLayout, st.integers(1, 5), st.integers(1, 3), st.integers(1, 4))

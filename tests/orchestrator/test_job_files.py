@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from planner.strict import WorkloadError
-from planner.workload import Workload
-from planner.yaml_reader import read_yaml
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
 from orchestrator.job import JobSpec
+from planner.strict import WorkloadError
+from planner.workload import Workload
+from planner.yaml_reader import read_yaml
 
 
 def refusal(path: Path) -> str:

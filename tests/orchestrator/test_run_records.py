@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from planner.strict import WorkloadError
 
 from orchestrator import randomness
 from orchestrator.job import JobSpec
@@ -18,6 +17,7 @@ from orchestrator.metrics import MetricsLog
 from orchestrator.plots import loss_figure, running_mean
 from orchestrator.progress import describe_step
 from orchestrator.run_folder import RunFolder
+from planner.strict import WorkloadError
 
 
 def step(number: int) -> dict[str, Any]:

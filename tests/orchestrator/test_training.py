@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import planner
 import pytest
 import torch
 
+import planner
 from orchestrator.checkpoint import CheckpointStore, load_state
 from orchestrator.job import JobSpec
 from orchestrator.metrics import Event
@@ -190,8 +190,8 @@ def test_peaks_are_measured_as_often_as_asked_for(train: Train):
 
 
 def test_the_measured_peak_counts_what_a_rank_holds(train: Train):
-    # Parameters of the net 8-16-4: 8*16 + 16 + 16*4 + 4 = 212 floats. Momentum-free SGD holds nothing more; from the
-    # end of backward on there are as many gradients: at least 2 * 848 B, and less than that plus a few activations.
+    # Parameters of the net 8-16-4: 8*16 + 16 + 16*4 + 4 = 212 floats. SGD without momentum holds nothing more; at
+    # the end of backward there are as many gradients: at least 2 * 848 B, plus a few activations.
     _, recorder, _ = train(optimizer={"name": "sgd", "lr": 0.1})
     assert 2 * 848 <= recorder.of("step")[-1]["measured_peak_bytes"] <= 2 * 848 + 4096
 
@@ -209,7 +209,7 @@ def test_an_accumulating_rank_measures_the_noise_scale(train: Train):
     last = recorder.of("step")[-1]
     assert "only one gradient" not in last["noise_scale_reason"]
     low, high = last["noise_scale_interval"]
-    assert 0 <= low
+    assert low >= 0
     assert high is None or low < high
 
 
