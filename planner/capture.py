@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 from torch._functorch._aot_autograd.schemas import JointWithDescriptors
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from planner.errors import CaptureError
@@ -245,11 +246,34 @@ def _explain(error: Exception, *, part: str = "model") -> str:
     return f"the {part} cannot be captured{place}: {type(error).__name__}: {cause}. {hint}"
 
 
-def _graph_rows(module: fx.GraphModule) -> list[list[str]]:
-    """Canonical rows of an FX graph: names, operators, arguments, output layouts."""
-    rows = []
+def _graph_rows(module: fx.GraphModule) -> list[str]:
+    """One row a call, whatever names the trace gave and in whichever order it takes tuples apart.
+
+    Placeholders are known by their position, calls by their rank among calls, getitems by what they take from what.
+    """
+    keys: dict[fx.Node, str] = {}
+    rows: list[str] = []
     for node in module.graph.nodes:
-        val = node.meta.get("val")
-        leaves = [describe(leaf) for leaf in pytree.tree_leaves(val) if isinstance(leaf, torch.Tensor)]
-        rows.append([node.op, node.name, str(node.target), str(node.args), str(node.kwargs), str(leaves)])
+        if node.op == "placeholder":
+            keys[node] = f"in{len(keys)}"
+            rows.append(f"{keys[node]} {_layouts(node)}")
+            continue
+        arguments = str(map_arg((node.args, node.kwargs), lambda n: _Key(keys[n])))
+        if getattr(node.target, "__name__", "") == "getitem":
+            keys[node] = f"take{arguments}"
+            continue
+        keys[node] = f"n{len(rows)}"
+        rows.append(f"{node.op} {node.target if node.op != 'output' else ''} {arguments} {_layouts(node)}")
     return rows
+
+
+class _Key(str):
+    """A string that is written without quotes inside a tuple."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
+def _layouts(node: fx.Node) -> str:
+    leaves = [leaf for leaf in pytree.tree_leaves(node.meta.get("val")) if isinstance(leaf, torch.Tensor)]
+    return str([f"{describe(leaf)}{leaf.stride()}" for leaf in leaves])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from typing import Any
 
 import torch
@@ -18,6 +19,13 @@ _log = logging.getLogger(__name__)
 
 # Pointwise kernels and copies allocate their outputs and nothing else.
 _WITHOUT_WORKSPACE = ("elementwise", "copy", "view")
+# Kernels that are known to run on zeros. Others may read their inputs as something else than numbers (the packed
+# state of a recurrent layer) and must not be tried.
+_RUN_ON_ZEROS = re.compile(
+    r"aten\.(convolution|_?scaled_dot_product|_?(native_)?\w*norm|_?(log_|safe_)*softmax|embedding|\w*pool|"
+    r"(add|b|add?b)?mm|sum|mean|var|cumsum|sort|topk|nll_loss|upsample|index|scatter|gather|native_dropout|"
+    r"bernoulli|rand|amax|argmax)\w*"
+)
 
 
 def with_workspaces(graph: Graph, calls: Calls) -> tuple[Graph, int]:
@@ -41,7 +49,7 @@ def with_workspaces(graph: Graph, calls: Calls) -> tuple[Graph, int]:
                 continue
             key = str((call.target, _layouts(call.args), _layouts(call.kwargs)))
             if key not in known:
-                known[key] = _workspace_bytes(call)
+                known[key] = _workspace_bytes(call) if _RUN_ON_ZEROS.match(str(call.target)) else None
             nodes[index] = dataclasses.replace(node, workspace_bytes=known[key] or 0)
     return Graph(tuple(nodes), graph.values), sum(size is None for size in known.values())
 

@@ -105,13 +105,23 @@ def fake_mode_of(model: nn.Module, batch: Any) -> FakeTensorMode:
     for leaf in leaves:
         if isinstance(leaf, FakeTensor):
             return leaf.fake_mode
-    return FakeTensorMode()
+    return _new_mode()
+
+
+def _new_mode() -> FakeTensorMode:
+    """A fake mode that captures the same graph every time.
+
+    Its cache gives a kernel's repeated output as one tensor at the first call and as two at the next.
+    """
+    mode = FakeTensorMode()
+    mode.cache_enabled = False
+    return mode
 
 
 @contextmanager
 def building_without_memory() -> Iterator[FakeTensorMode]:
     """Models and tensors made inside have shapes and dtypes but no bytes; small constants keep their values."""
-    with FakeTensorMode() as mode, KnownConstants():
+    with _new_mode() as mode, KnownConstants():
         yield mode
 
 
@@ -134,17 +144,21 @@ def fake_module(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
             "Remove what cannot be copied (locks, open files, non-leaf tensors) from its attributes."
         ) from error
     forward = fake.forward
-    fake.forward = lambda *args, **kwargs: _plain_outputs(forward(*args, **kwargs))  # type: ignore[method-assign]
+    replaced: set[str] = set()
+    fake.forward = lambda *args, **kwargs: _plain(forward(*args, **kwargs), replaced)  # type: ignore[method-assign]
     return fake
 
 
-def _plain_outputs(outputs: Any) -> Any:
+def _plain(outputs: Any, replaced: set[str]) -> Any:
     """The outputs without objects that a graph cannot return, such as a cache of keys and values."""
 
     def plain(leaf: Any) -> Any:
         if leaf is None or isinstance(leaf, torch.Tensor | bool | int | float | str):
             return leaf
-        _log.warning("the planned module returns None in place of a %s", type(leaf).__name__)
+        name = type(leaf).__name__
+        if name not in replaced:
+            _log.warning("the planned module returns None in place of a %s", name)
+            replaced.add(name)
         return None
 
     return pytree.tree_map(plain, outputs)
