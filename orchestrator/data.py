@@ -126,13 +126,7 @@ def load_datasets(target: TargetSpec) -> tuple[MapDataset, MapDataset]:
     Raises:
         WorkloadError: the callable fails or does not return two map-style data sets.
     """
-    try:
-        pair = target.call()
-    except WorkloadError:
-        raise
-    except Exception as error:  # the user's code may raise anything
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise WorkloadError(f"train.data: target {target.target!r} failed: {reason}") from error
+    pair = target.call()
     ok = isinstance(pair, tuple) and len(pair) == 2
     if not ok or not all(hasattr(part, "__len__") and hasattr(part, "__getitem__") for part in pair):
         raise WorkloadError(

@@ -16,6 +16,7 @@ from orchestrator.metrics import Event, MetricsLog
 from orchestrator.planning import check_job, plan_job
 from orchestrator.plots import loss_figure
 from orchestrator.progress import Display, write_line
+from orchestrator.ray_access import check_reachable
 from orchestrator.run_folder import RunFolder
 from orchestrator.stopping import StopSignal
 from orchestrator.worker import Assignment, Outcome
@@ -120,6 +121,9 @@ def _run(
         plan=None if plan is None else plan.to_json(),
     )
     record(status="running")
+    display.say(
+        f"starting {job.train.workers} {'worker' if job.train.workers == 1 else 'workers'}, {job.train.backend}"
+    )
     try:
         return backend(assignment, job, on_event=follower, stop=stop), follower
     except RunFailedError as error:
@@ -144,7 +148,7 @@ def _backend(job: JobSpec, options: Options) -> Backend:
             )
         return local.run
     if options.address is not None:
-        ray_cluster.check_reachable(options.address)
+        check_reachable(options.address)
     return functools.partial(ray_cluster.run, address=options.address)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ class StepRecord:
 
     Attributes:
         step: steps done, this one included.
-        loss: mean over ranks and micro-batches.
+        loss: mean over ranks and micro-batches; the event holds None where it is not finite.
         learning_rate: of the first parameter group in this step.
         samples_seen: training samples read since the beginning of the run.
         samples_per_s: all ranks together.
@@ -45,7 +46,12 @@ class StepRecord:
 
     def to_event(self) -> Event:
         """As it travels and is written."""
-        return {"event": "step", **asdict(self)}
+        return {"event": "step", **asdict(self), "loss": finite(self.loss)}
+
+
+def finite(value: float) -> float | None:
+    """A number that JSON can hold, None for NaN and the infinities."""
+    return value if math.isfinite(value) else None
 
 
 Event = dict[str, Any]

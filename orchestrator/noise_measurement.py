@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import nn
@@ -84,8 +83,3 @@ class NoiseMeasurement:
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
         """Continue from `state_dict`."""
         self._estimator.load_state_dict(state_dict)
-
-
-def finite(value: float) -> float | None:
-    """A number that JSON can hold, None for NaN and the infinities."""
-    return value if math.isfinite(value) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from orchestrator.metrics import Event
@@ -29,7 +30,7 @@ def loss_figure(events: list[Event]) -> Figure:
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
     places = [event["step"] for event in steps]
-    losses = [event["loss"] for event in steps]
+    losses = [math.nan if event["loss"] is None else event["loss"] for event in steps]
     axes.plot(places, losses, color=_TRAINING, linewidth=0.8, label="training, each step")
     axes.plot(places, running_mean(losses), color=_SMOOTHED, label="training, running mean")
     axes.plot(

@@ -91,7 +91,8 @@ class Display:
 
 def describe_step(event: Event) -> str:
     """Loss, speed, measured beside predicted peak, and the noise scale with its interval."""
-    parts = [f"loss {event['loss']:.4f}", f"{event['samples_per_s']:.0f} samples/s"]
+    loss = "not finite" if event["loss"] is None else f"{event['loss']:.4f}"
+    parts = [f"loss {loss}", f"{event['samples_per_s']:.0f} samples/s"]
     if event["measured_peak_bytes"] is not None:
         peak = f"peak {format_bytes(event['measured_peak_bytes'])}"
         if event["predicted_peak_bytes"] is not None:

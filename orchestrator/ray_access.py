@@ -1,14 +1,20 @@
-"""What Ray needs to be reached without noise: the user's token, and its own messages kept aside."""
+"""Reaching a Ray cluster without noise: is it there, the user's token, its own messages kept aside."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from orchestrator.failures import RunFailedError
+
+_CONNECT_TIMEOUT_S = 10.0
+_HTTP_TIMEOUT_S = 2.0
 
 
 def use_token() -> None:
@@ -20,6 +26,48 @@ def use_token() -> None:
     token = Path(path) if path else Path.home() / ".ray" / "auth_token"
     if "RAY_AUTH_TOKEN" in os.environ or token.is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def check_reachable(address: str) -> None:
+    """Fail within seconds, not minutes, where nobody listens.
+
+    Raises:
+        RunFailedError: no cluster is there.
+    """
+    if address == "auto":
+        return
+    if address.startswith(("http://", "https://")):
+        raise RunFailedError(
+            f"{address} is the address of Ray's Jobs API; give it to `lowtide submit`, or HOST:6379 here",
+            bad_input=True,
+        )
+    host, colon, port = address.rpartition(":")
+    if not (host and colon and port.isdigit()) or "//" in host:
+        raise RunFailedError(f"--address must be HOST:PORT or auto, got {address!r}", bad_input=True)
+    try:
+        with socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S) as connection:
+            is_http = _speaks_http(connection)
+    except OSError as error:
+        raise RunFailedError(
+            f"no Ray cluster answers at {address} ({error.strerror or error}); start one with "
+            "`ray start --head`, or leave --address out to run on this machine",
+            bad_input=True,
+        ) from error
+    if is_http:
+        raise RunFailedError(
+            f"{address} answers HTTP, so it is not a Ray cluster's port; `ray start --head` prints that",
+            bad_input=True,
+        )
+
+
+def _speaks_http(connection: socket.socket) -> bool:
+    """Whether the other side answers a plain HTTP request, as a dashboard does and Ray's own port does not."""
+    connection.settimeout(_HTTP_TIMEOUT_S)
+    try:
+        connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        return connection.recv(7) == b"HTTP/1."
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager

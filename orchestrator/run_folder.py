@@ -18,7 +18,7 @@ from planner.strict import WorkloadError
 _PACKAGES = ("lowtide", "torch", "numpy", "ray", "pulp", "highspy")
 # What a run may not change when it is continued: another value would continue another experiment.
 _FIXED = ("model", "batch", "loss", "optimizer")
-_FIXED_TRAIN = ("data", "seed", "shuffle", "accumulation", "steps", "schedule")
+_FIXED_TRAIN = ("data", "seed", "shuffle", "workers", "accumulation", "steps", "schedule", "clip_norm")
 
 
 class RunFolder:

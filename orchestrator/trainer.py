@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from orchestrator import randomness
-from orchestrator.checkpoint import CheckpointStore
+from orchestrator.checkpoint import CheckpointError, CheckpointStore
 from orchestrator.data import (
     BatchLayout,
     MapDataset,
@@ -25,8 +26,8 @@ from orchestrator.data import (
     validation_indices,
 )
 from orchestrator.job import JobSpec
-from orchestrator.metrics import Reporter, StepRecord
-from orchestrator.noise_measurement import NoiseMeasurement, finite
+from orchestrator.metrics import Reporter, StepRecord, finite
+from orchestrator.noise_measurement import NoiseMeasurement
 from orchestrator.ranks import Ranks
 from orchestrator.techniques.schedules import WARMUP_FRACTION, num_warmup_steps
 from planner.measure import Measurement, PeakMeter, live_tensors
@@ -105,6 +106,7 @@ class Trainer:
         train = self.job.train
         self.layout = BatchLayout(self.job.micro_batch, train.accumulation, self.ranks.world_size)
         self.stream = SampleStream(len(self.train_set), seed=train.seed, shuffle=train.shuffle)
+        self.warned = False
         self.meter = PeakMeter(self.ranks.device)
         self.noise = NoiseMeasurement(self.step_module, self.layout)
         self.num_warmup = num_warmup_steps(
@@ -164,7 +166,7 @@ class Trainer:
                 learning_rate=learning_rate,
                 samples_seen=self.progress.samples_seen,
                 samples_per_s=self.layout.global_batch / elapsed_s,
-                gradient_norm=gradient_norm,
+                gradient_norm=None if gradient_norm is None else finite(gradient_norm),
                 measured_peak_bytes=max(peaks, default=None),
                 measured_peak_bytes_by_rank=peaks,
                 predicted_peak_bytes=self.predicted_peak_bytes,
@@ -173,6 +175,9 @@ class Trainer:
                 noise_scale_reliable=noise.reliable,
                 noise_scale_reason=noise.reason,
             )
+            if not math.isfinite(record.loss) and not self.warned:
+                logger.warning("the loss of step %d is not finite; lower the learning rate", record.step)
+                self.warned = True
             self.reporter.emit(record.to_event())
         return any(row[1] for row in rows)
 
@@ -241,6 +246,7 @@ class Trainer:
         wanted = self.job.train.validation_batches * self.layout.micro_batch * self.ranks.world_size
         indices = validation_indices(len(self.validation_set), wanted=wanted)
         total, count = 0.0, 0
+        modes = {module: module.training for module in self.plain_module.modules()}
         self.plain_module.eval()
         for batch in rank_batches(
             indices,
@@ -251,7 +257,8 @@ class Trainer:
             inputs, targets = collate(self.validation_set, batch, device=self.ranks.device)
             total += self._loss(self.plain_module, inputs, targets).item() * len(batch)
             count += len(batch)
-        self.plain_module.train()
+        for module, training in modes.items():
+            module.training = training
         rows = self.ranks.gather([total, float(count)])
         loss = sum(row[0] for row in rows) / sum(row[1] for row in rows)
         if self.ranks.is_first:
@@ -286,13 +293,9 @@ class Trainer:
         self.noise.load_state_dict(state["noise"])
         self.progress = Progress(**state["progress"])
         saved = state["randomness"]
-        if len(saved) == self.ranks.world_size:
-            randomness.restore_state(saved[self.ranks.rank], self.ranks.device)
-        else:
-            seed = randomness.rank_seed(self.job.train.seed, rank=self.ranks.rank, step=self.progress.step)
-            randomness.seed_all(seed)
-            logger.warning(
-                "resumed on %d ranks instead of %d: random numbers begin anew",
-                self.ranks.world_size,
-                len(saved),
+        if len(saved) != self.ranks.world_size:
+            raise CheckpointError(
+                f"the checkpoint was written by {len(saved)} ranks and cannot be continued by {self.ranks.world_size}; "
+                f"set train.workers to {len(saved)}"
             )
+        randomness.restore_state(saved[self.ranks.rank], self.ranks.device)

@@ -88,7 +88,7 @@ class RankError(RuntimeError):
 
 
 def train_rank(
-    assignment: Assignment, *, rank: int, world_size: int, local_rank: int, reporter: Reporter
+    assignment: Assignment, *, rank: int, world_size: int, device_index: int, reporter: Reporter
 ) -> Outcome:
     """Train as one rank of `world_size`; with several, torch's default process group must exist.
 
@@ -99,7 +99,9 @@ def train_rank(
     forward = _ForwardWarnings(reporter, rank)
     logging.getLogger().addHandler(forward)
     try:
-        return _train(assignment, rank=rank, world_size=world_size, local_rank=local_rank, reporter=reporter)
+        return _train(
+            assignment, rank=rank, world_size=world_size, device_index=device_index, reporter=reporter
+        )
     except (WorkloadError, PlanMismatchError, CheckpointError) as error:
         raise RankError(f"rank {rank}: {error}", bad_input=True) from error
     except Exception as error:
@@ -130,15 +132,15 @@ class _ForwardWarnings(logging.Handler):
 
 
 def _train(
-    assignment: Assignment, *, rank: int, world_size: int, local_rank: int, reporter: Reporter
+    assignment: Assignment, *, rank: int, world_size: int, device_index: int, reporter: Reporter
 ) -> Outcome:
     job = assignment.read_job()
-    ranks = Ranks(rank=rank, world_size=world_size, device=_device(job, local_rank))
+    ranks = Ranks(rank=rank, world_size=world_size, device=_device(job, device_index))
     torch.set_num_threads(job.train.threads_per_worker)
 
     randomness.seed_all(job.train.seed)
     model = job.build_model(fake=False).to(ranks.device)
-    plain_module = with_loss(job, model)
+    plain_module = with_loss(job, model).train()
     step_module, predicted_peak_bytes = _planned(plain_module, assignment.plan)
     if world_size > 1:
         step_module = _data_parallel(step_module)
@@ -244,13 +246,13 @@ def _restore(trainer: Trainer, store: CheckpointStore, ranks: Ranks) -> None:
     assert trainer.progress.step == step_of(chosen)
 
 
-def _device(job: JobSpec, local_rank: int) -> torch.device:
+def _device(job: JobSpec, index: int) -> torch.device:
     if job.train.device == "cpu":
         return torch.device("cpu")
-    if local_rank >= torch.cuda.device_count():
+    if index >= torch.cuda.device_count():
         raise WorkloadError(
-            f"train.device is 'cuda' but this node has {torch.cuda.device_count()} CUDA devices for local "
-            f"rank {local_rank}; use 'cpu' or fewer workers per node"
+            f"train.device is 'cuda' and this rank needs CUDA device {index}, but there are {torch.cuda.device_count()} "
+            "here; use 'cpu', or fewer workers on this machine"
         )
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)

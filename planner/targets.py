@@ -78,19 +78,24 @@ class TargetSpec(StrictModel):
         """What the callable returns for the given keyword arguments.
 
         Raises:
-            WorkloadError: the arguments do not fit its signature.
+            WorkloadError: the arguments do not fit its signature, or it raises.
         """
         function = self.resolve()
         self._check_arguments(function)
-        return function(**self.kwargs)
+        try:
+            return function(**self.kwargs)
+        except WorkloadError:
+            raise
+        except Exception as error:  # the user's own code may raise anything
+            raise WorkloadError(
+                f"target {self.target!r} failed: {_reason(error)}. Correct its kwargs"
+            ) from error
 
     def as_function(self) -> Callable[..., Any]:
         """The callable with its keyword arguments bound; a class (a loss module, say) is instantiated."""
         function: Any = self.resolve()
         if inspect.isclass(function):
-            self._check_arguments(function)
-            instance: Any = function(**self.kwargs)
-            return instance
+            return self.call()
         return functools.partial(function, **self.kwargs) if self.kwargs else function
 
     def _check_arguments(self, function: Callable[..., Any]) -> None:
@@ -134,5 +139,8 @@ def _import_file(path: Path, *, target: str) -> ModuleType:
 
 
 def _import_failure(target: str, error: Exception) -> str:
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
-    return f"target {target!r} does not import: {reason}. Correct the name or install what it needs"
+    return f"target {target!r} does not import: {_reason(error)}. Correct the name or install what it needs"
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

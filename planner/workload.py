@@ -181,7 +181,7 @@ class Workload(StrictModel):
         from torch import nn
 
         try:
-            model = _build(self.model)
+            model = self.model.call()
         except WorkloadError as error:
             if not fake or not isinstance(error.__cause__, RuntimeError | TypeError | NotImplementedError):
                 raise
@@ -274,16 +274,6 @@ def _examples(tensors: Any, *, seed: int) -> Any:
     return {name: spec.example(seed=seed + 2 * index) for index, (name, spec) in enumerate(tensors.items())}
 
 
-def _build(target: TargetSpec) -> Any:
-    try:
-        return target.call()
-    except WorkloadError:
-        raise
-    except Exception as error:  # the user's constructor may raise anything
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise WorkloadError(f"target {target.target!r} failed: {reason}. Correct its kwargs") from error
-
-
 def _outside_of_modes(target: TargetSpec) -> Any:
     """Build in a fresh thread: torch's modes belong to the thread that entered them."""
     built: list[Any] = []
@@ -291,7 +281,7 @@ def _outside_of_modes(target: TargetSpec) -> Any:
 
     def run() -> None:
         try:
-            built.append(_build(target))
+            built.append(target.call())
         except WorkloadError as error:
             failures.append(error)
 

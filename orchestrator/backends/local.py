@@ -73,7 +73,7 @@ def run(
         reporter = _DirectReporter(on_event, stop)
         try:
             with stop:
-                return train_rank(assignment, rank=0, world_size=1, local_rank=0, reporter=reporter)
+                return train_rank(assignment, rank=0, world_size=1, device_index=0, reporter=reporter)
         except RankError as error:
             raise RunFailedError(str(error), bad_input=error.bad_input) from error
     context = multiprocessing.get_context("spawn")
@@ -180,7 +180,9 @@ def _rank_process(
             world_size=world_size,
         )
         reporter = _QueueReporter(messages, stop)
-        outcome = train_rank(assignment, rank=rank, world_size=world_size, local_rank=rank, reporter=reporter)
+        outcome = train_rank(
+            assignment, rank=rank, world_size=world_size, device_index=rank, reporter=reporter
+        )
         if rank == 0:
             messages.put(outcome)
         dist.destroy_process_group()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,8 +20,6 @@ from orchestrator.stopping import StopSignal
 from orchestrator.worker import Assignment, Outcome, RankError, train_rank
 
 _POLL_S = 0.1
-_CONNECT_TIMEOUT_S = 10.0
-_HTTP_TIMEOUT_S = 2.0
 _OBJECT_STORE_BYTES = 256 << 20
 _SNAPSHOT = "checkpoint_manager_snapshot.json"
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -131,12 +128,13 @@ def run(
 
 
 def _follow(fit: _Fit, mailbox: Any, *, on_event: Callable[[Event], None], stop: StopSignal) -> Outcome:
-    """Pass events on until training has ended; a rank that refuses what the user wrote ends it at once."""
+    """Pass events on until training has ended; what no new attempt can mend ends it at once."""
     import ray
 
     fit.thread.start()
     outcome: Outcome | None = None
-    errors: list[RankError] = []
+    complaints: list[tuple[str, int]] = []
+    last_step = 0
     asked = False
     while True:
         if stop.requested and not asked:
@@ -147,15 +145,18 @@ def _follow(fit: _Fit, mailbox: Any, *, on_event: Callable[[Event], None], stop:
             if isinstance(letter, Outcome):
                 outcome = letter
             elif isinstance(letter, RankError):
-                errors.append(letter)
+                complaint = (str(letter), last_step)
+                if (
+                    letter.bad_input or complaint in complaints
+                ):  # the same at the same step: trying again is in vain
+                    raise RunFailedError(str(letter), bad_input=letter.bad_input)
+                complaints.append(complaint)
             else:
+                last_step = letter["step"] if letter["event"] == "step" else last_step
                 on_event(letter)
-        refusal = next((error for error in errors if error.bad_input), None)
-        if refusal is not None:
-            raise RunFailedError(str(refusal), bad_input=True)
         if ended:
             if fit.error is not None:
-                reason = str(errors[-1]) if errors else _first_line(fit.error)
+                reason = complaints[-1][0] if complaints else _first_line(fit.error)
                 raise RunFailedError(f"training failed on the Ray workers: {reason}") from fit.error
             assert outcome is not None  # rank 0 leaves it before it returns
             return outcome
@@ -208,6 +209,7 @@ def _rank(config: dict[str, Any]) -> None:
     """What Ray Train runs on each worker."""
     import ray
     from ray.train import get_context
+    from ray.train.torch import get_device
 
     context = get_context()
     mailbox = config["mailbox"]
@@ -216,7 +218,7 @@ def _rank(config: dict[str, Any]) -> None:
             config["assignment"],
             rank=context.get_world_rank(),
             world_size=context.get_world_size(),
-            local_rank=context.get_local_rank(),
+            device_index=get_device().index or 0,
             reporter=_RayReporter(mailbox),
         )
     except RankError as error:
@@ -273,48 +275,6 @@ def _cluster(address: str | None, job: JobSpec) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def check_reachable(address: str) -> None:
-    """Fail within seconds, not minutes, where nobody listens.
-
-    Raises:
-        RunFailedError: no cluster is there.
-    """
-    if address == "auto":
-        return
-    if address.startswith(("http://", "https://")):
-        raise RunFailedError(
-            f"{address} is the address of Ray's Jobs API; give it to `lowtide submit`, or HOST:6379 here",
-            bad_input=True,
-        )
-    host, colon, port = address.rpartition(":")
-    if not (host and colon and port.isdigit()) or "//" in host:
-        raise RunFailedError(f"--address must be HOST:PORT or auto, got {address!r}", bad_input=True)
-    try:
-        with socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S) as connection:
-            is_http = _speaks_http(connection)
-    except OSError as error:
-        raise RunFailedError(
-            f"no Ray cluster answers at {address} ({error.strerror or error}); start one with "
-            "`ray start --head`, or leave --address out to run on this machine",
-            bad_input=True,
-        ) from error
-    if is_http:
-        raise RunFailedError(
-            f"{address} answers HTTP, so it is not a Ray cluster's port; `ray start --head` prints that",
-            bad_input=True,
-        )
-
-
-def _speaks_http(connection: socket.socket) -> bool:
-    """Whether the other side answers a plain HTTP request, as a dashboard does and Ray's own port does not."""
-    connection.settimeout(_HTTP_TIMEOUT_S)
-    try:
-        connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
-        return connection.recv(7) == b"HTTP/1."
-    except OSError:
-        return False
 
 
 def _first_line(error: Exception) -> str:

@@ -67,7 +67,7 @@ def train(write_job: Any, tmp_path: Path) -> Train:
             plan=plan_job(job).to_json() if plan else None,
         )
         recorder = Recorder(stop_after=stop_after)
-        outcome = train_rank(assignment, rank=0, world_size=1, local_rank=0, reporter=recorder)
+        outcome = train_rank(assignment, rank=0, world_size=1, device_index=0, reporter=recorder)
         return outcome, recorder, folder
 
     return run
@@ -252,7 +252,7 @@ def test_a_plan_for_another_batch_is_refused(train: Train, write_job: Any, tmp_p
     job = JobSpec.load(write_job(budget="1MiB"))
     assignment = Assignment(job.to_data(), str(tmp_path), str(tmp_path), plan.to_json())
     with pytest.raises(RankError) as caught:
-        train_rank(assignment, rank=0, world_size=1, local_rank=0, reporter=Recorder())
+        train_rank(assignment, rank=0, world_size=1, device_index=0, reporter=Recorder())
     assert caught.value.bad_input
     assert isinstance(caught.value.__cause__, planner.PlanMismatchError)
 
