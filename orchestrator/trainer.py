@@ -295,7 +295,7 @@ class Trainer:
         saved = state["randomness"]
         if len(saved) != self.ranks.world_size:
             raise CheckpointError(
-                f"the checkpoint was written by {len(saved)} ranks and cannot be continued by {self.ranks.world_size}; "
+                f"the checkpoint was written by {len(saved)} ranks, but {self.ranks.world_size} are to continue; "
                 f"set train.workers to {len(saved)}"
             )
         randomness.restore_state(saved[self.ranks.rank], self.ranks.device)

@@ -251,7 +251,7 @@ def _device(job: JobSpec, index: int) -> torch.device:
         return torch.device("cpu")
     if index >= torch.cuda.device_count():
         raise WorkloadError(
-            f"train.device is 'cuda' and this rank needs CUDA device {index}, but there are {torch.cuda.device_count()} "
+            f"train.device is 'cuda' and this rank needs CUDA device {index}, but {torch.cuda.device_count()} are "
             "here; use 'cpu', or fewer workers on this machine"
         )
     torch.cuda.set_device(index)
