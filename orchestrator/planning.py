@@ -35,13 +35,19 @@ def plan_job(job: JobSpec) -> Plan:
         planner.CaptureError: the step cannot be captured.
         WorkloadError: the model, loss or optimizer cannot be made.
     """
-    return plan_workload(
-        job,
-        device=job.train.device,
-        optimizer=functools.partial(make_optimizer, job),
-        world_size=job.train.workers,
-        accumulation=job.train.accumulation,
-    )
+    num_threads = torch.get_num_threads()
+    # Some kernels allocate for each thread: their workspace is measured with as many as a rank will have.
+    torch.set_num_threads(job.train.threads_per_worker)
+    try:
+        return plan_workload(
+            job,
+            device=job.train.device,
+            optimizer=functools.partial(make_optimizer, job),
+            world_size=job.train.workers,
+            accumulation=job.train.accumulation,
+        )
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def plan_step(workload: Workload) -> Plan:
