@@ -55,7 +55,7 @@ def _root() -> None:
     """Keep the verbs apart even where there is only one."""
 
 
-@app.command(epilog="Example: lowtide train deploy/jobs/quickstart.yaml --budget 60%")
+@app.command(epilog="Example: lowtide train deploy/jobs/quickstart.yaml --budget 70%")
 def train(
     job: JobPath,
     budget: BudgetText = None,
@@ -95,7 +95,7 @@ def train(
 
 
 @app.command(
-    epilog="Example: lowtide plan deploy/jobs/quickstart.yaml --budget 60% --hardware h100-sxm --out plan.json"
+    epilog="Example: lowtide plan deploy/jobs/quickstart.yaml --budget 70% --hardware h100-sxm --out plan.json"
 )
 def plan(
     job: JobPath,

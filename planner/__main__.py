@@ -121,7 +121,7 @@ def main() -> None:
     quiet_libraries()
     logging.basicConfig(level=logging.WARNING, format="lowtide: %(message)s", stream=sys.stderr)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command(epilog="Example: python -m planner deploy/jobs/quickstart.yaml --budget 60% --json")(_command)
+    app.command(epilog="Example: python -m planner deploy/jobs/quickstart.yaml --budget 70% --json")(_command)
     app(prog_name="python -m planner")
 
 
