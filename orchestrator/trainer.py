@@ -141,11 +141,10 @@ class Trainer:
         started_s = time.perf_counter()
         learning_rate = float(self.optimizer.param_groups[0]["lr"])
         self._zero_gradients()
-        batches = [self._micro_batch(0)]
         measure_every = self.job.train.measure_memory_every
         is_measured = measure_every > 0 and self.progress.step % measure_every == 0
-        with self._measured(batches) if is_measured else contextlib.nullcontext(Measurement()) as measurement:
-            loss = self._accumulate(batches)
+        with self._measured() if is_measured else contextlib.nullcontext(Measurement()) as measurement:
+            loss = self._accumulate()
             norms = self.noise.local_norms()
             gradient_norm = self._clip()
             self.optimizer.step()
@@ -187,29 +186,25 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=not in_buckets)
 
     @contextlib.contextmanager
-    def _measured(self, batches: list[Any]) -> Iterator[Measurement]:
-        """Measure the peak of this rank from the first forward to the end of the optimizer's step."""
+    def _measured(self) -> Iterator[Measurement]:
+        """Measure the peak of this rank from the first batch to the end of the optimizer's step."""
         # Data-parallel buckets exist before the gradients that will be views of them.
         in_buckets = self.ranks.world_size > 1 and all(p.grad is None for p in self.parameters)
         bucket_bytes = sum(p.nbytes for p in self.parameters) if in_buckets else 0
-        live = iter(live_tensors(self.plain_module, self.optimizer, batches))
+        live = live_tensors(self.plain_module, self.optimizer)
         with self.meter.step(live=live, extra_bytes=bucket_bytes) as measurement:
             yield measurement
 
-    def _accumulate(self, batches: list[Any]) -> float:
-        """Gradients of the mean loss over this rank's micro-batches; returns that mean.
-
-        Args:
-            batches: holds the first micro-batch, which is taken out, so that it dies when it has been used.
-        """
+    def _accumulate(self) -> float:
+        """Gradients of the mean loss over this rank's micro-batches; returns that mean."""
         total = 0.0
         for micro in range(self.layout.accumulation):
-            inputs, targets = batches.pop() if batches else self._micro_batch(micro)
+            inputs, targets = self._micro_batch(micro)
             with self._synchronized(micro == self.layout.accumulation - 1):
                 loss = self._loss(self.step_module, inputs, targets)
                 (loss / self.layout.accumulation if self.layout.accumulation > 1 else loss).backward()
             total += loss.item()
-            del inputs, targets, loss
+            del inputs, targets, loss  # before the next micro-batch is loaded
         return total / self.layout.accumulation
 
     def _loss(self, module: nn.Module, inputs: Any, targets: Any) -> torch.Tensor:
