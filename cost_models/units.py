@@ -27,6 +27,8 @@ SECOND_UNITS: Mapping[str, Decimal] = {
     "h": Decimal(3600),
 }
 
+# No quantity here has more digits before its point.
+_MAX_EXPONENT = 60
 _QUANTITY = re.compile(r"\s*(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(?P<unit>[^\W\d_]*)\s*")
 
 
@@ -39,6 +41,8 @@ def _split(text: str, *, what: str, units: Mapping[str, object], example: str) -
         problem = f"{what} has no unit" if bare else f"{what} is not a number with a unit"
         raise ValueError(f"{problem}: got {text!r}. {advice}")
     number, unit = Decimal(match["number"]), match["unit"]
+    if number.adjusted() > _MAX_EXPONENT:
+        raise ValueError(f"{what} is too large: got {text[:40]!r}. {advice}")
     if not unit:
         raise ValueError(f"{what} has no unit: got {text!r}. {advice}")
     if unit not in units:

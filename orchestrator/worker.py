@@ -195,8 +195,8 @@ def make_optimizer(job: JobSpec, module: nn.Module) -> torch.optim.Optimizer:
     """
     try:
         return build_optimizer(job.optimizer.name, module, **job.optimizer.hyper)
-    except ValueError as error:
-        raise WorkloadError(f"optimizer: {error}") from error
+    except (ValueError, TypeError, IndexError, RuntimeError, OverflowError) as error:
+        raise WorkloadError(f"optimizer {job.optimizer.name!r}: {error}. Correct its keys") from error
 
 
 def make_schedule(job: JobSpec, optimizer: torch.optim.Optimizer) -> Schedule:

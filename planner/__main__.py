@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from cost_models.hardware import load_hardware
+from cost_models.units import parse_seconds
 from planner.errors import InfeasibleError
 from planner.plan_file import Plan
 from planner.report import infeasible_object, plan_lines, plan_object
@@ -65,11 +66,13 @@ def answer(
     if hardware is not None:
         changes["hardware"] = hardware
     if time_limit is not None:
+        if not 0.0 < parse_seconds(time_limit) < float("inf"):
+            raise ValueError(f"--time-limit must be more than 0 and finite, got {time_limit!r}. Write '20s'.")
         changes["solver"] = type(workload.solver)(time_limit=time_limit)
     workload = workload.model_copy(update=changes)
     load_hardware(workload.hardware)
-    if out is not None and not out.resolve().parent.is_dir():
-        raise ValueError(f"--out {out}: there is no folder {out.resolve().parent}. Make it first.")
+    if out is not None:
+        _check_out(out)
     try:
         plan = plan_workload(workload)
     except InfeasibleError as error:
@@ -78,14 +81,31 @@ def answer(
         print(f"lowtide: {error}", file=sys.stderr)
         return 1
     if out is not None:
-        plan.save(out)
+        try:
+            plan.save(out)
+        except OSError as error:
+            raise ValueError(
+                f"--out {out} cannot be written: {error.strerror}. Name another file."
+            ) from error
     print(json.dumps(plan_object(plan)) if as_json else "\n".join(plan_lines(plan)))
     return 0
 
 
+def _check_out(out: Path) -> None:
+    """Raise ValueError unless a regular file can be written there."""
+    folder = out.resolve().parent
+    if not folder.is_dir():
+        raise ValueError(f"--out {out}: there is no folder {folder}. Make it first.")
+    if out.exists() and not out.is_file():
+        raise ValueError(f"--out {out} exists and is no regular file. Name a file.")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"--out {out}: the folder {folder} cannot be written. Name another.")
+
+
 def quiet_libraries() -> None:
-    """Keep torch's profiler library from writing to the terminal; it reads this when torch is loaded."""
+    """Keep torch's profiler library (it reads this when torch is loaded) and its tracer off the terminal."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL + 1)
 
 
 def _command(

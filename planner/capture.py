@@ -149,7 +149,11 @@ def input_words(inputs: Any) -> tuple[str, ...]:
     """ "name: dtype [shape]" of every leaf of a model's inputs."""
     args, kwargs = call_arguments(inputs)
     leaves = pytree.tree_flatten_with_path((list(args), kwargs))[0]
-    return tuple(f"{pytree.keystr(path[1:])}: {describe(leaf)}" for path, leaf in leaves)
+    return tuple(
+        f"{pytree.keystr(path[1:])}: {describe(leaf)}"
+        + " (gradient asked)" * (isinstance(leaf, torch.Tensor) and leaf.requires_grad)
+        for path, leaf in leaves
+    )
 
 
 def describe(leaf: Any) -> str:

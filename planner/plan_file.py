@@ -132,8 +132,14 @@ class Plan(_Frozen):
             ) from error
 
     def save(self, path: str | Path) -> None:
-        """Write the plan, whole or not at all."""
+        """Write the plan, whole or not at all.
+
+        Raises:
+            ValueError: the path is something else than a regular file.
+        """
         path = Path(path)
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path} exists and is no regular file. Name a file for the plan.")
         part = path.with_name(path.name + ".part")
         part.write_text(self.to_json() + "\n")
         part.replace(path)

@@ -9,6 +9,9 @@ from enum import Enum
 from cost_models.units import format_bytes, parse_bytes
 from planner.costed import CostedGraph
 
+_MAX_BYTES = 2**63
+_MAX_SHARE = 1e6
+
 
 class BudgetKind(Enum):
     """How a budget is stated."""
@@ -47,15 +50,17 @@ class Budget:
         match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*%(\s*of\s+activations)?", text)
         if match:
             share = float(match[1]) / 100.0
-            if not share > 0.0:
-                raise ValueError(f"a budget must be more than 0 %, got {text!r}")
+            if not 0.0 < share < _MAX_SHARE:
+                raise ValueError(
+                    f"a budget must be more than 0 % and less than {_MAX_SHARE:.0%}, got {text[:40]!r}"
+                )
             kind = BudgetKind.SHARE_OF_ACTIVATIONS if match[2] else BudgetKind.SHARE_OF_PEAK
             return cls(kind, share)
         if "%" in text:
             raise ValueError(f"a share must read like '60%' or '50% of activations', got {text!r}")
         amount = parse_bytes(text)
-        if amount <= 0:
-            raise ValueError(f"a budget must be more than 0 bytes, got {text!r}")
+        if not 0 < amount < _MAX_BYTES:
+            raise ValueError(f"a budget must be more than 0 bytes and less than 8 EiB, got {text[:40]!r}")
         return cls(BudgetKind.BYTES, float(amount))
 
     def resolve_bytes(self, *, retained_all_peak_bytes: int, resident_bytes: int) -> int:

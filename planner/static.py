@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from planner.capture import Captured
+from planner.errors import CaptureError
 from planner.lower.fakes import fake_mode_of, fake_module
 from planner.lower.trace import TorchDispatchMode, pytree, storage_bytes, storage_key
 from planner.problem import StaticMemory
@@ -69,15 +70,21 @@ def optimizer_bytes(
     """
     mode = fake_mode_of(model, ())
     fake = fake_module(model, mode)
+    live = _LiveBytes()
     with mode:
         built = optimizer(fake)
         for parameter in fake.parameters():
             if parameter.requires_grad:
                 parameter.grad = torch.empty_like(parameter)
-        built.step()
-        live = _LiveBytes()
-        with live:
+        try:
             built.step()
+            with live:
+                built.step()
+        except (RuntimeError, TypeError) as error:
+            raise CaptureError(
+                f"a step of {type(built).__name__} cannot be tried without memory ({type(error).__name__}: "
+                f"{str(error).splitlines()[0][:200]}). Choose one whose step needs no closure and no values."
+            ) from error
     state = pytree.tree_leaves([*built.state.values()])
     return unique_bytes(t for t in state if isinstance(t, torch.Tensor)), live.peak_bytes
 

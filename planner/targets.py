@@ -86,7 +86,7 @@ class TargetSpec(StrictModel):
             return function(**self.kwargs)
         except WorkloadError:
             raise
-        except Exception as error:  # the user's own code may raise anything
+        except (Exception, SystemExit) as error:  # the user's own code may raise anything
             raise WorkloadError(
                 f"target {self.target!r} failed: {_reason(error)}. Correct its kwargs"
             ) from error
@@ -110,7 +110,7 @@ class TargetSpec(StrictModel):
 def _import_module(name: str, *, target: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except Exception as error:  # the module's own code may raise anything
+    except (Exception, SystemExit) as error:  # the module's own code may raise anything
         raise WorkloadError(_import_failure(target, error)) from error
 
 
@@ -132,15 +132,15 @@ def _import_file(path: Path, *, target: str) -> ModuleType:
         sys.path.append(str(path.parent))  # last, so that a neighbour never shadows an installed package
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the file's own code may raise anything
+    except (Exception, SystemExit) as error:  # the file's own code may raise anything
         del sys.modules[name]
         raise WorkloadError(_import_failure(target, error)) from error
     return module
 
 
-def _import_failure(target: str, error: Exception) -> str:
+def _import_failure(target: str, error: BaseException) -> str:
     return f"target {target!r} does not import: {_reason(error)}. Correct the name or install what it needs"
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,4 +1,4 @@
-"""Bytes that kernels allocate on the way, measured by running each distinct operation once on this device."""
+"""What kernels really allocate, measured by running each distinct operation once on this device."""
 
 from __future__ import annotations
 
@@ -24,12 +24,26 @@ _WITHOUT_WORKSPACE = ("elementwise", "copy", "view")
 _RUN_ON_ZEROS = re.compile(
     r"aten\.(convolution|_?scaled_dot_product|_?(native_)?\w*norm|_?(log_|safe_)*softmax|embedding|\w*pool|"
     r"(add|b|add?b)?mm|sum|mean|var|cumsum|sort|topk|nll_loss|upsample|index|scatter|gather|native_dropout|"
-    r"bernoulli|rand|amax|argmax)\w*"
+    r"bernoulli|rand|amax|argmax|\w*_loss)\w*"
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Allocated:
+    """What one run of an operation allocates.
+
+    Attributes:
+        workspace_bytes: at its worst moment above its inputs and outputs.
+        output_bytes: of the storage of each tensor that it returns; some kernels return a small tensor in a large
+            storage (the mean of a loss, in that of its terms).
+    """
+
+    workspace_bytes: int
+    output_bytes: tuple[int, ...]
+
+
 def with_workspaces(graph: Graph, calls: Calls) -> tuple[Graph, int]:
-    """The graph with the workspace of every node, from one run of each distinct operation on zeros.
+    """The graph with workspace and true output storages, from one run of each distinct operation on zeros.
 
     One operation's inputs and outputs exist at a time; random generators are left as they were. The number of
     threads matters: some kernels allocate for each.
@@ -41,17 +55,23 @@ def with_workspaces(graph: Graph, calls: Calls) -> tuple[Graph, int]:
     Returns:
         The graph, and how many distinct operations could not be run alone (they count 0).
     """
-    known: dict[str, int | None] = {}
-    nodes = list(graph.nodes)
+    known: dict[str, _Allocated | None] = {}
+    nodes, values = list(graph.nodes), list(graph.values)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         for index, (node, call) in enumerate(zip(graph.nodes, calls, strict=True)):
-            if call is None or node.work.kind in _WITHOUT_WORKSPACE:
+            if call is None or (node.work.kind in _WITHOUT_WORKSPACE and "_loss" not in node.op):
                 continue
             key = str((call.target, _layouts(call.args), _layouts(call.kwargs)))
             if key not in known:
-                known[key] = _workspace_bytes(call) if _RUN_ON_ZEROS.match(str(call.target)) else None
-            nodes[index] = dataclasses.replace(node, workspace_bytes=known[key] or 0)
-    return Graph(tuple(nodes), graph.values), sum(size is None for size in known.values())
+                known[key] = _allocated(call) if _RUN_ON_ZEROS.match(str(call.target)) else None
+            found = known[key]
+            if found is None:
+                continue
+            nodes[index] = dataclasses.replace(node, workspace_bytes=found.workspace_bytes)
+            if len(found.output_bytes) == len(node.outputs):
+                for v, size in zip(node.outputs, found.output_bytes, strict=True):
+                    values[v] = dataclasses.replace(values[v], size_bytes=max(size, values[v].size_bytes))
+    return Graph(tuple(nodes), tuple(values)), sum(found is None for found in known.values())
 
 
 def _layouts(arguments: Any) -> Any:
@@ -68,8 +88,8 @@ def _layouts(arguments: Any) -> Any:
     return map_arg(arguments, words)
 
 
-def _workspace_bytes(call: fx.Node) -> int | None:
-    """Peak of one run above its inputs and outputs; None if the operation does not run on zeros."""
+def _allocated(call: fx.Node) -> _Allocated | None:
+    """What one run allocates; None if the operation does not run on zeros."""
     args = map_arg(call.args, _zeros)
     kwargs = map_arg(call.kwargs, _zeros)
     outputs: list[Any] = []
@@ -87,7 +107,8 @@ def _workspace_bytes(call: fx.Node) -> int | None:
         for t in _tensors(outputs)
         if t.untyped_storage().data_ptr() not in given
     }
-    return max(0, measured.peak_bytes - measured.live_bytes - sum(made.values()))
+    workspace = max(0, measured.peak_bytes - measured.live_bytes - sum(made.values()))
+    return _Allocated(workspace, tuple(made.values()))
 
 
 def _zeros(node: fx.Node) -> Any:

@@ -77,7 +77,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise WorkloadError(f"{path}, {error}") from error
     except RecursionError as error:
         raise WorkloadError(f"{path} is nested too deeply. Write it flatter") from error
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:  # tags that do not fit their text
         raise WorkloadError(f"{path} is not valid YAML: {_where(error)}") from error
     if not isinstance(data, dict):
         raise WorkloadError(f"{path} must hold a mapping of keys to values, got {type(data).__name__}")

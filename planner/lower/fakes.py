@@ -131,6 +131,8 @@ def fake_module(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
     A tensor on the meta device becomes a fake one on the CPU: the device that it will be built on.
     """
     memo: dict[int, Any] = {}
+    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
+        raise CaptureError("the model has lazy parameters without a shape. Run one batch through it first.")
     for tensor in (*model.parameters(), *model.buffers()):
         fake = _fake_tensor(tensor, mode)
         if isinstance(tensor, nn.Parameter):
@@ -178,4 +180,4 @@ def _fake_tensor(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
     with mode:
         return torch.empty_strided(
             tuple(tensor.shape), tensor.stride(), dtype=tensor.dtype, device=device
-        ).requires_grad_(tensor.requires_grad and tensor.is_leaf)
+        ).requires_grad_(tensor.requires_grad)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from planner.errors import PlanMismatchError
-from planner.lower.compile import Compiled, check_inputs, compile_step
+from planner.lower.compile import check_inputs, compile_step
 from planner.plan_file import Plan
 
 
@@ -33,6 +33,7 @@ class PlannedModule(nn.Module):
         self.__dict__["_original"] = model
         self.__dict__["plan"] = plan
         self.__dict__["_compiled"] = None
+        self.__dict__["_compiled_state"] = None
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -54,15 +55,32 @@ class PlannedModule(nn.Module):
         """The model's outputs."""
         if not (self.training and torch.is_grad_enabled()):
             return self._original(*args, **kwargs)
-        names, call = self._compiled or self._compile(args, kwargs)
         check_inputs(self.plan, _inputs(args, kwargs))
+        state = _state(self._original)
+        if self._compiled is None or self._compiled_state != state:
+            self._compile(args, kwargs)
+            self.__dict__["_compiled_state"] = state
+        names, call = self._compiled
         tensors = [_tensor(self._original, name) for name in names]
         return call(tensors, args, kwargs)
 
-    def _compile(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[str], Compiled]:
-        compiled = compile_step(self._original, _inputs(args, kwargs), self.plan)
-        self.__dict__["_compiled"] = compiled
-        return compiled
+    def _compile(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Capture, check against the plan, compile."""
+        self.__dict__["_compiled"] = compile_step(self._original, _inputs(args, kwargs), self.plan)
+
+
+def _state(model: nn.Module) -> tuple[Any, ...]:
+    """What may change between calls and with it the graph: modes, hooks, frozen parameters, autocast."""
+    modules = tuple(
+        (module.training, len(module._forward_hooks), len(module._forward_pre_hooks))
+        for module in model.modules()
+    )
+    frozen = tuple(p.requires_grad for p in model.parameters())
+    autocast = tuple(
+        torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        for device in ("cpu", "cuda")
+    )
+    return modules, frozen, autocast
 
 
 def _inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

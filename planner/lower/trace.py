@@ -19,6 +19,7 @@ from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 
+from planner.errors import CaptureError
 from planner.lower.fakes import KnownConstants
 from planner.reading import FlatOutput, OutputRole, Traced
 
@@ -91,7 +92,7 @@ def _input_index(desc: Any) -> int | None:
 def _storages(val: Any) -> tuple[tuple[int, int], ...]:
     """(identity, bytes) of the storage of every tensor in a traced value."""
     tensors = [leaf for leaf in pytree.tree_leaves(val) if isinstance(leaf, torch.Tensor)]
-    return tuple((storage_key(t), storage_bytes(t)) for t in tensors)
+    return tuple((storage_key(t), size) for t, size in zip(tensors, map(storage_bytes, tensors), strict=True))
 
 
 def _is_opaque(target: Any) -> bool:
@@ -102,8 +103,18 @@ def _is_opaque(target: Any) -> bool:
 
 
 def storage_bytes(tensor: torch.Tensor) -> int:
-    """Bytes of the storage below a tensor."""
-    return tensor.untyped_storage().nbytes()
+    """Bytes of the storage below a tensor.
+
+    Raises:
+        CaptureError: a sparse tensor has none.
+    """
+    try:
+        return tensor.untyped_storage().nbytes()
+    except NotImplementedError as error:
+        raise CaptureError(
+            f"the step makes a {str(tensor.layout).removeprefix('torch.')} tensor, which cannot be planned. "
+            "Use dense gradients (sparse=False)."
+        ) from error
 
 
 def storage_key(tensor: torch.Tensor) -> int:

@@ -145,3 +145,24 @@ def test_a_plan_survives_its_json(tmp_path):
     plan.save(tmp_path / "plan.json")
     assert planner.Plan.load(tmp_path / "plan.json") == plan
     assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
+
+
+@pytest.mark.parametrize("text", ["1e400GiB", "1e999999999GiB", "9" * 400 + "%", "9" * 5000 + "GiB", "16EiB"])
+def test_a_budget_beyond_all_memory_is_refused(text: str):
+    with pytest.raises(ValueError, match=r"too large|less than|unit"):
+        Budget.parse(text)
+
+
+def test_sparse_gradients_and_lazy_parameters_are_refused_in_a_sentence():
+    embedding = nn.Embedding(8, 4, sparse=True)
+    with pytest.raises(planner.CaptureError, match="sparse"):
+        planner.plan(
+            embedding, (torch.zeros(2, dtype=torch.int64), torch.zeros(2, 4)), loss=F.mse_loss, budget="none"
+        )
+    with pytest.raises(planner.CaptureError, match="lazy"):
+        planner.plan(nn.LazyLinear(3), (torch.zeros(2, 4), torch.zeros(2, 3)), loss=F.mse_loss, budget="none")
+
+
+def test_an_optimizer_that_needs_a_closure_is_refused_in_a_sentence():
+    with pytest.raises(planner.CaptureError, match="LBFGS"):
+        tiny_plan(optimizer=lambda module: torch.optim.LBFGS(module.parameters()))
