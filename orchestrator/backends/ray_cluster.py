@@ -21,7 +21,8 @@ from orchestrator.worker import Assignment, Outcome, RankError, train_rank
 
 _POLL_S = 0.1
 _OBJECT_STORE_BYTES = 256 << 20
-_SNAPSHOT = "checkpoint_manager_snapshot.json"
+# Ray Train's own memory of a run. Our verified store decides which checkpoint a run continues from instead.
+_RAY_FILES = ("checkpoint_manager_snapshot.json", ".validate_storage_marker")
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 # Ray reads these when it is imported or started; none changes what is computed.
@@ -123,8 +124,12 @@ def run(
 
         mailbox = ray.remote(_Mailbox).options(num_cpus=0).remote()
         fit = _Fit(assignment, job, mailbox)
-        with stop:
-            return _follow(fit, mailbox, on_event=on_event, stop=stop)
+        try:
+            with stop:
+                return _follow(fit, mailbox, on_event=on_event, stop=stop)
+        finally:
+            for name in _RAY_FILES:
+                Path(assignment.run_dir, name).unlink(missing_ok=True)
 
 
 def _follow(fit: _Fit, mailbox: Any, *, on_event: Callable[[Event], None], stop: StopSignal) -> Outcome:
@@ -186,8 +191,8 @@ def _make_trainer(assignment: Assignment, job: JobSpec, mailbox: Any) -> Any:
     from ray.train.torch import TorchTrainer
 
     run_dir = Path(assignment.run_dir)
-    # Our own verified store decides which checkpoint a run continues from, so Ray starts without memory.
-    (run_dir / _SNAPSHOT).unlink(missing_ok=True)
+    for name in _RAY_FILES:
+        (run_dir / name).unlink(missing_ok=True)
     train = job.train
     return TorchTrainer(
         _rank,

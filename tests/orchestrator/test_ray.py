@@ -84,6 +84,9 @@ def test_a_killed_worker_costs_no_bit_of_the_loss(write_job: Any, tmp_path: Path
     assert got[-1]["validation_after"] == expected[-1]["validation_after"]
     assert complaint.startswith("warning: a rank was lost; the run continues from step ")
     assert len(complaint.splitlines()) == 1
+    assert {path.name for path in Path(got[-1]["run_dir"]).iterdir()} == {
+        "plan.json", "metrics.jsonl", "checkpoints", "run.json", "memory.png", "loss.png",
+    } | {path.name for path in Path(got[-1]["run_dir"]).glob("error-rank-*.txt")}  # fmt: skip
     log = [json.loads(line) for line in (Path(got[-1]["run_dir"]) / "metrics.jsonl").read_text().splitlines()]
     assert [event["step"] for event in log if event["event"] == "step"] == list(range(1, 201))
     assert not any(Path(f"/proc/{pid}").exists() for pid in family)
