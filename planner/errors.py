@@ -8,6 +8,8 @@ ValueError
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class CaptureError(ValueError):
     """The model's step cannot be captured as one graph; the message names the line and what to do."""
@@ -24,6 +26,7 @@ class InfeasibleError(ValueError):
         budget_bytes: what was asked.
         smallest_feasible_bytes: the smallest budget for which a plan is known.
         owner: the operation at whose time that plan peaks.
+        facts: what else is known of the problem, for ``--json``.
     """
 
     def __init__(self, message: str, *, budget_bytes: int, smallest_feasible_bytes: int, owner: str) -> None:
@@ -31,3 +34,4 @@ class InfeasibleError(ValueError):
         self.budget_bytes = budget_bytes
         self.smallest_feasible_bytes = smallest_feasible_bytes
         self.owner = owner
+        self.facts: dict[str, Any] = {}

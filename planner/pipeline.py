@@ -92,7 +92,18 @@ def plan(
         ),
         static,
     )
-    solution = solve(problem, time_limit_s=time_limit_s)
+    try:
+        solution = solve(problem, time_limit_s=time_limit_s)
+    except InfeasibleError as error:
+        error.facts = {
+            "solver": Materialization.name,
+            "retained_all_peak_bytes": retained_all.peak_bytes,
+            "static_bytes": static.resident_bytes,
+            "num_nodes": len(graph.nodes),
+            "graph_hash": graph.digest,
+            "hardware": hardware,
+        }
+        raise
     assert solution.schedule is not None
     trace = simulate(problem, solution.schedule)
     assert trace.peak_bytes <= problem.budget_bytes, "the judge rejects the solver's schedule"

@@ -52,5 +52,6 @@ def infeasible_object(error: InfeasibleError) -> dict[str, Any]:
         "budget_bytes": error.budget_bytes,
         "smallest_feasible_bytes": error.smallest_feasible_bytes,
         "held_up_by": error.owner,
+        **error.facts,
         "message": str(error),
     }

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from planner.errors import PlanMismatchError
-from planner.lower.compile import check_inputs, compile_step
+from planner.lower.compile import Compiled, check_inputs, compile_step
 from planner.plan_file import Plan
 
 
@@ -57,16 +57,13 @@ class PlannedModule(nn.Module):
             return self._original(*args, **kwargs)
         check_inputs(self.plan, _inputs(args, kwargs))
         state = _state(self._original)
-        if self._compiled is None or self._compiled_state != state:
-            self._compile(args, kwargs)
-            self.__dict__["_compiled_state"] = state
-        names, call = self._compiled
+        compiled: tuple[list[str], Compiled] | None = self._compiled
+        if compiled is None or self._compiled_state != state:
+            compiled = compile_step(self._original, _inputs(args, kwargs), self.plan)
+            self.__dict__.update(_compiled=compiled, _compiled_state=state)
+        names, call = compiled
         tensors = [_tensor(self._original, name) for name in names]
         return call(tensors, args, kwargs)
-
-    def _compile(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Capture, check against the plan, compile."""
-        self.__dict__["_compiled"] = compile_step(self._original, _inputs(args, kwargs), self.plan)
 
 
 def _state(model: nn.Module) -> tuple[Any, ...]:
