@@ -69,7 +69,7 @@ class PeakMeter:
         measurement.live_bytes = unique_bytes(live) + extra_bytes
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*Profiler clears events.*")
-            with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as events:
+            with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as events:
                 yield measurement
         measurement.peak_bytes = measurement.live_bytes + _highest(_allocations(events))
 
