@@ -14,6 +14,7 @@ RANK = {"cost_models": 0, "planner": 1, "orchestrator": 2}
 RAY_FILES = {"orchestrator/backends/ray_cluster.py", "orchestrator/jobs.py"}
 # Files that may name torch; cost_models and the middle of planner are plain data.
 NO_TORCH = {
+    "planner/bare_graph.py",
     "planner/errors.py",
     "planner/graph.py",
     "planner/costed.py",
