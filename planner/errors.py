@@ -4,6 +4,9 @@ ValueError
 ├── CaptureError        the model's step cannot be captured as one graph
 ├── InfeasibleError     no plan was found that meets the budget
 └── PlanMismatchError   the plan was made for another model, batch or torch
+
+RuntimeError
+└── SolverError         a solver itself failed
 """
 
 from __future__ import annotations
@@ -35,3 +38,7 @@ class InfeasibleError(ValueError):
         self.smallest_feasible_bytes = smallest_feasible_bytes
         self.owner = owner
         self.facts: dict[str, Any] = {}
+
+
+class SolverError(RuntimeError):
+    """The solver itself failed; nothing is known about the problem."""

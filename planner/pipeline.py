@@ -11,7 +11,6 @@ from torch import nn
 
 from cost_models.hardware import load_hardware
 from cost_models.roofline import Roofline
-from cost_models.units import format_bytes
 from planner.capture import Captured, capture
 from planner.costed import annotate
 from planner.errors import InfeasibleError
@@ -21,11 +20,12 @@ from planner.lower.fakes import building_without_memory
 from planner.lower.module import PlannedModule
 from planner.plan_file import Plan, Provenance, instructions_of
 from planner.problem import Budget, Problem
-from planner.schedule import Compute, Schedule
+from planner.schedule import Compute
 from planner.simulate import Trace, simulate
 from planner.solution import Solution, Status
-from planner.solvers.materialization import Materialization
-from planner.solvers.retain_all import RetainAll, retain_all_schedule
+from planner.solvers import DEFAULT_SOLVER
+from planner.solvers.retain_all import retain_all_schedule
+from planner.solving import chosen_solver, solve
 from planner.static import static_memory
 from planner.step import StepModule
 from planner.workload import Workload
@@ -46,6 +46,8 @@ def plan(
     world_size: int = 1,
     accumulation: int = 1,
     time_limit_s: float = 20.0,
+    solver: str = DEFAULT_SOLVER,
+    free_order: bool = False,
 ) -> Plan:
     """Decide what the training step of a model retains and what it rematerializes.
 
@@ -63,6 +65,8 @@ def plan(
         world_size: data-parallel ranks; more than one charges gradient buckets.
         accumulation: micro-batches in one step of the optimizer.
         time_limit_s: wall-clock seconds of the search.
+        solver: name of the algorithm.
+        free_order: the solver may change the order of the operations.
 
     Returns:
         A plan whose replayed peak is within the budget.
@@ -70,9 +74,11 @@ def plan(
     Raises:
         CaptureError: the step cannot be captured.
         InfeasibleError: no plan was found within the budget; carries the smallest budget that works.
-        ValueError: a malformed budget, or unknown hardware.
+        SolverError: the solver itself failed.
+        ValueError: a malformed budget, unknown hardware or solver.
     """
     asked = Budget.parse(budget)
+    chosen_solver(solver, time_limit_s=time_limit_s, free_order=free_order)
     cost_model = Roofline(load_hardware(hardware))
     captured = capture(model, batch, loss=loss)
     graph, workspace = captured.graph, "not counted"
@@ -93,10 +99,10 @@ def plan(
         static,
     )
     try:
-        solution = solve(problem, time_limit_s=time_limit_s)
+        solution = solve(problem, time_limit_s=time_limit_s, solver=solver, free_order=free_order)
     except InfeasibleError as error:
-        error.facts = {
-            "solver": Materialization.name,
+        error.facts |= {
+            "solver": solver,
             "retained_all_peak_bytes": retained_all.peak_bytes,
             "static_bytes": static.resident_bytes,
             "num_nodes": len(graph.nodes),
@@ -162,6 +168,8 @@ def plan_workload(
         world_size=world_size,
         accumulation=accumulation,
         time_limit_s=workload.solver.time_limit_s,
+        solver=workload.solver.name,
+        free_order=workload.solver.free_order,
     )
 
 
@@ -183,46 +191,6 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     """
     check_model(plan, model)
     return PlannedModule(model, plan)
-
-
-def solve(problem: Problem, *, time_limit_s: float) -> Solution:
-    """A schedule within the budget.
-
-    Raises:
-        InfeasibleError: none was found; carries the smallest budget that is known to work and what holds it up.
-    """
-    plain = RetainAll().solve(problem)
-    if plain.status is Status.OPTIMAL:
-        return plain
-    solver = Materialization(time_limit_s=time_limit_s)
-    solution = solver.solve(problem)
-    if solution.schedule is not None:
-        return solution
-    schedule, trace = solver.smallest_peak(problem)
-    if trace.peak_bytes <= problem.budget_bytes:
-        seconds = problem.costed.step_s
-        return Solution(Status.FEASIBLE, schedule, trace.time_s, seconds, solution.solve_s, solver.name)
-    raise infeasible(problem, schedule, trace)
-
-
-def infeasible(problem: Problem, schedule: Schedule, trace: Trace) -> InfeasibleError:
-    """The error for a budget below the smallest peak that was found."""
-    graph, static = problem.costed.graph, problem.static
-    if trace.peak_bytes == static.optimizer_step_peak_bytes:
-        owner = "the optimizer's step"
-    else:
-        step = schedule.instructions[trace.peak_instruction]
-        node = graph.nodes[step.node] if isinstance(step, Compute) else None
-        owner = f"{node.name} ({node.op}, {node.phase.value})" if node else "memory that is always there"
-    return InfeasibleError(
-        f"no plan fits {format_bytes(problem.budget_bytes)}: the smallest budget found that works is "
-        f"{format_bytes(trace.peak_bytes)} ({trace.peak_bytes} B), held up by {owner}; "
-        f"{format_bytes(static.resident_bytes)} of it are parameters, gradients, optimizer state and batch. "
-        "Raise the budget, make the batch smaller, or shard the model.",
-        budget_bytes=problem.budget_bytes,
-        smallest_feasible_bytes=trace.peak_bytes,
-        owner=owner,
-    )
 
 
 def _plan_of(

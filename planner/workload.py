@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError, fie
 from cost_models.hardware import load_hardware
 from cost_models.units import parse_seconds
 from planner.problem import Budget
+from planner.solvers import DEFAULT_SOLVER, solver_names
 from planner.strict import StrictModel, WorkloadError, sentence, unknown_name
 from planner.targets import TargetSpec
 from planner.yaml_reader import read_yaml
@@ -97,9 +98,18 @@ class OptimizerSpec(StrictModel):
 
 
 class SolverSpec(StrictModel):
-    """How long the solver may take."""
+    """Which solver, how long it may take, and whether it may change the order of the operations."""
 
     time_limit: str = "20s"
+    name: str = DEFAULT_SOLVER
+    free_order: Annotated[bool, Field(strict=True)] = False
+
+    @field_validator("name")
+    @classmethod
+    def _known_solver(cls, name: str) -> str:
+        if name not in solver_names():
+            raise ValueError(unknown_name("solver", name, list(solver_names())))
+        return name
 
     @field_validator("time_limit")
     @classmethod

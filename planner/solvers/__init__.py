@@ -15,6 +15,9 @@ from typing import Any, ClassVar, Protocol
 from planner.problem import Problem
 from planner.solution import Solution
 
+# Asked when a job or a command names none.
+DEFAULT_SOLVER = "auto"
+
 
 class Solver(Protocol):
     """One algorithm with its options."""

@@ -8,9 +8,7 @@ from typing import Any
 import highspy
 import pulp
 
-
-class SolverError(RuntimeError):
-    """The solver itself failed; nothing is known about the problem."""
+from planner.errors import SolverError
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,10 @@ def run_highs(
         mip=mip, msg=False, timeLimit=max(0.1, time_limit_s), gapAbs=abs_gap, gapRel=0.0, threads=threads
     )
     solver.start = start
-    model.solve(solver)
+    try:
+        model.solve(solver)
+    except pulp.PulpSolverError as error:
+        raise SolverError(f"HiGHS cannot be used: {error}. Install highspy again.") from error
     highs: highspy.Highs = model.solverModel  # type: ignore[assignment]
     status = highs.getModelStatus()
     info = highs.getInfo()

@@ -1,0 +1,144 @@
+"""The smallest budget for which a plan is known, and what holds it up."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from planner.graph import Graph
+from planner.problem import Problem
+from planner.residency import residents_at
+from planner.schedule import Compute, Schedule
+from planner.simulate import Trace, simulate
+from planner.solvers import solver_named
+from planner.solvers.bounds import least_need_bytes
+from planner.solvers.materialization import Materialization
+from planner.solvers.retain_all import retain_all_schedule
+
+# The search ends when no budget smaller than this share can still be found.
+_PRECISION = 0.005
+# Solvers that can take the flattest schedule of the materialization MILP as theirs.
+_WITH_FLATTEST = ("auto", "materialization")
+# One trial takes at most this share of the time that is left.
+_SHARE_OF_TIME = 0.3
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A value that is there when a schedule peaks.
+
+    Attributes:
+        name: of the operation that made it, or what else the bytes are.
+        op: its operator.
+        layer: module that it comes from, "" if unknown.
+        size_bytes: what it takes.
+    """
+
+    name: str
+    op: str
+    layer: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Smallest:
+    """A schedule of little peak memory.
+
+    Attributes:
+        schedule: it, whatever its time.
+        trace: its replay; `trace.peak_bytes` is the smallest budget that is known to work.
+        floor_bytes: no schedule at all works with less.
+    """
+
+    schedule: Schedule
+    trace: Trace
+    floor_bytes: int
+
+    @property
+    def budget_bytes(self) -> int:
+        """The smallest budget that is known to work."""
+        return self.trace.peak_bytes
+
+
+def smallest_budget(
+    problem: Problem,
+    solver: str,
+    *,
+    time_limit_s: float,
+    fails_bytes: int = -1,
+    **options: Any,
+) -> Smallest:
+    """Search for the smallest budget within which a solver finds a plan, by bisection.
+
+    Args:
+        problem: its budget is not read.
+        solver: name of the algorithm.
+        time_limit_s: seconds of the whole search.
+        fails_bytes: a budget with which it is known to fail.
+        options: of the solver.
+
+    Returns:
+        The flattest schedule that was found. There always is one: everything retained.
+    """
+    deadline = time.perf_counter() + time_limit_s
+    schedule = retain_all_schedule(problem)
+    best = Smallest(schedule, simulate(problem, schedule), least_need_bytes(problem))
+    graph = problem.costed.graph
+    if solver in _WITH_FLATTEST and 0 < graph.num_forward < len(graph.nodes):
+        flattest, trace = Materialization(time_limit_s=time_limit_s * _SHARE_OF_TIME).smallest_peak(problem)
+        if trace.peak_bytes < best.budget_bytes:
+            best = dataclasses.replace(best, schedule=flattest, trace=trace)
+    fails = max(best.floor_bytes - 1, fails_bytes)
+    trial_bytes = fails + 1
+    while best.budget_bytes - fails > max(1.0, _PRECISION * best.budget_bytes):
+        left_s = deadline - time.perf_counter()
+        if left_s <= 0.0:
+            break
+        # Any schedule within the budget will do, so the gap is as wide as can be.
+        wide = {**options, "gap": 1e9, "time_limit_s": max(0.1, _SHARE_OF_TIME * left_s)}
+        found = solver_named(solver, **wide).solve(dataclasses.replace(problem, budget_bytes=trial_bytes))
+        if found.schedule is None:
+            fails = trial_bytes
+        else:
+            best = dataclasses.replace(best, schedule=found.schedule, trace=simulate(problem, found.schedule))
+        trial_bytes = (fails + best.budget_bytes) // 2
+    return best
+
+
+def peak_owner(problem: Problem, schedule: Schedule, trace: Trace) -> str:
+    """What runs when a schedule peaks, in words."""
+    step = schedule.instructions[trace.peak_instruction]
+    if trace.peak_bytes == problem.static.optimizer_step_peak_bytes:
+        return "the optimizer's step"
+    if not isinstance(step, Compute):
+        return "memory that is always there"
+    return described(problem.costed.graph, step.node)
+
+
+def described(graph: Graph, node: int) -> str:
+    """A node in words: its name, operator, phase and layer."""
+    this = graph.nodes[node]
+    if this.name == str(node):
+        return f"node {this.name}"
+    layer = f" of {this.layer}" if this.layer else ""
+    return f"{this.name} ({this.op}, {this.phase.value}{layer})"
+
+
+def holders(problem: Problem, schedule: Schedule, trace: Trace) -> list[Holder]:
+    """Everything that is there when a schedule peaks, the largest first; the bytes sum to the peak."""
+    graph, static = problem.costed.graph, problem.static
+    if trace.peak_bytes == static.optimizer_step_peak_bytes:
+        return [Holder("optimizer step", "", "", trace.peak_bytes)]
+    found = []
+    for v in residents_at(graph, schedule, trace.peak_instruction):
+        node = graph.nodes[graph.values[v].node]
+        found.append(Holder(node.name, node.op, node.layer, graph.values[v].size_bytes))
+    step = schedule.instructions[trace.peak_instruction]
+    if isinstance(step, Compute) and graph.nodes[step.node].workspace_bytes:
+        node = graph.nodes[step.node]
+        found.append(Holder(f"{node.name} (workspace)", node.op, node.layer, node.workspace_bytes))
+    if static.resident_bytes:
+        found.append(Holder("static memory", "", "", static.resident_bytes))
+    return sorted(found, key=lambda holder: -holder.size_bytes)

@@ -1,0 +1,125 @@
+"""A schedule within the budget, by any solver, or the reason why there is none."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from cost_models.units import format_bytes
+from planner.errors import InfeasibleError
+from planner.problem import Problem
+from planner.smallest import Smallest, holders, peak_owner, smallest_budget
+from planner.solution import Solution, Status
+from planner.solvers import DEFAULT_SOLVER, Solver, solver_named
+
+# An answer names no more of the values that hold a budget up.
+_MAX_HOLDERS = 20
+
+
+def chosen_solver(name: str, *, time_limit_s: float, free_order: bool = False, **options: Any) -> Solver:
+    """The solver that was asked for.
+
+    Args:
+        name: of the solver.
+        time_limit_s: seconds of one search.
+        free_order: it may change the order of the nodes.
+        options: others that it may have, such as ``gap`` or ``threads``.
+
+    Raises:
+        ValueError: there is none of that name, or it keeps the given order and was asked not to.
+    """
+    solver = solver_named(name, time_limit_s=time_limit_s, free_order=free_order, **options)
+    if free_order and "free_order" not in {field.name for field in fields(solver)}:  # type: ignore[arg-type]
+        raise ValueError(
+            f"the solver {name!r} keeps the given order of the nodes. "
+            f"Leave out --free-order, or choose --solver {DEFAULT_SOLVER}."
+        )
+    return solver
+
+
+def solve(
+    problem: Problem,
+    *,
+    time_limit_s: float,
+    solver: str = DEFAULT_SOLVER,
+    free_order: bool = False,
+    **options: Any,
+) -> Solution:
+    """A schedule within the budget.
+
+    Args:
+        problem: graph, seconds, budget, static memory.
+        time_limit_s: seconds of the search; an answer "none" takes as long again to find what would work.
+        solver: name of the algorithm.
+        free_order: it may change the order of the nodes.
+        options: of the solver, such as ``threads``.
+
+    Returns:
+        An answer with a schedule.
+
+    Raises:
+        InfeasibleError: none was found; carries the smallest budget that is known to work and what holds it up.
+        SolverError: the solver itself failed.
+        ValueError: no such solver.
+    """
+    chosen = chosen_solver(solver, time_limit_s=time_limit_s, free_order=free_order, **options)
+    solution = chosen.solve(problem)
+    if solution.schedule is not None:
+        return solution
+    smallest = smallest_budget(
+        problem,
+        solver,
+        time_limit_s=time_limit_s,
+        fails_bytes=problem.budget_bytes,
+        free_order=free_order,
+        **options,
+    )
+    if smallest.budget_bytes > problem.budget_bytes:
+        raise infeasible(problem, smallest, proven=_is_proven(solution, smallest, problem))
+    return Solution(
+        status=Status.FEASIBLE,
+        schedule=smallest.schedule,
+        time_s=smallest.trace.time_s,
+        bound_s=0.0,
+        solve_s=solution.solve_s,
+        solver=solution.solver,
+    )
+
+
+def _is_proven(solution: Solution, smallest: Smallest, problem: Problem) -> bool:
+    return solution.status is Status.INFEASIBLE or smallest.floor_bytes > problem.budget_bytes
+
+
+def infeasible(problem: Problem, smallest: Smallest, *, proven: bool) -> InfeasibleError:
+    """The error for a budget below the smallest that is known to work.
+
+    Args:
+        problem: with the budget that was asked.
+        smallest: what works.
+        proven: that no plan of the solver's kind fits; otherwise the time was up.
+    """
+    static = problem.static
+    owner = peak_owner(problem, smallest.schedule, smallest.trace)
+    asked, works = format_bytes(problem.budget_bytes), format_bytes(smallest.budget_bytes)
+    failure = f"no plan fits {asked}" if proven else f"no plan was found for {asked} in the given time"
+    always = ""
+    if static.resident_bytes:
+        resident = format_bytes(static.resident_bytes)
+        always = f"; {resident} of it are parameters, gradients, optimizer state and batch"
+    advice = "Raise the budget" + (", make the batch smaller, or shard the model" if always else "")
+    error = InfeasibleError(
+        f"{failure}: the smallest budget found that works is {works} ({smallest.budget_bytes} B), "
+        f"held up by {owner}{always}. {advice}{'' if proven else ', or give more time'}.",
+        budget_bytes=problem.budget_bytes,
+        smallest_feasible_bytes=smallest.budget_bytes,
+        owner=owner,
+    )
+    error.facts = {
+        "status": "infeasible" if proven else "not_found",
+        "least_need_bytes": smallest.floor_bytes,
+        "held_up_by_values": [
+            {"name": one.name, "op": one.op, "layer": one.layer, "size_bytes": one.size_bytes}
+            for one in holders(problem, smallest.schedule, smallest.trace)[:_MAX_HOLDERS]
+        ],
+    }
+    return error
