@@ -1,0 +1,102 @@
+"""What every schedule in the graph's order needs: bytes and seconds."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from planner.problem import Problem
+from planner.solvers.sequences import fixed_values
+
+
+def least_need_bytes(problem: Problem) -> int:
+    """Bytes that any schedule of the step needs.
+
+        max_k (static + inputs of k + outputs of k + workspace of k + values held before k)
+
+    Args:
+        problem: its budget is not read.
+
+    Returns:
+        Bytes of the rank; a smaller budget is infeasible.
+    """
+    graph = problem.costed.graph
+    most, held = 0, 0
+    for node in graph.nodes:
+        now = held + node.workspace_bytes
+        for v in {*node.inputs, *node.outputs}:
+            value = graph.values[v]
+            if not value.is_held or v in node.outputs:
+                now += value.size_bytes
+        most = max(most, now)
+        held += sum(graph.values[v].size_bytes for v in node.outputs if graph.values[v].is_held)
+    return max(most + problem.static.resident_bytes, problem.static.optimizer_step_peak_bytes)
+
+
+def covering_bound_s(problem: Problem) -> float:
+    """Seconds that any schedule takes in which backward runs in the graph's order.
+
+    When backward node t runs for the first time, each forward value that t or a later node reads is there, or its
+    node runs again afterwards. Those that are there fit into the budget beside what backward has made, so nodes
+    whose outputs weigh at least the excess run again:
+
+        bound = step + max_t min { sum_k c_k d_k : sum_k m_k d_k >= needed_t - budget, 0 <= d_k <= 1 }
+
+    Where all costs and all sizes are equal, d is taken as whole. Fixed values count as there, and so does what t
+    itself reads and makes.
+
+    Args:
+        problem: graph, seconds, budget, static memory.
+
+    Returns:
+        Seconds; the step's own without a forward phase.
+    """
+    costed = problem.costed
+    graph, cut = costed.graph, costed.graph.num_forward
+    fixed = fixed_values(graph)
+    room = problem.budget_bytes - problem.static.resident_bytes
+    # A value that backward makes and may make again proves nothing, except while a node reads or makes it.
+    certain = np.zeros(len(graph.nodes) + 1)
+    optional: list[tuple[int, int]] = []
+    for v, value in enumerate(graph.values):
+        users = graph.users[v]
+        last = len(graph.nodes) - 1 if value.is_held else max([value.node, *users])
+        if v in fixed:
+            certain[value.node] += value.size_bytes
+            certain[last + 1] -= value.size_bytes
+        elif value.node < cut <= last and value.size_bytes:
+            optional.append((v, last))
+    sure = np.cumsum(certain[:-1])
+    extra_s = 0.0
+    for t in _turning_points(cut, len(graph.nodes), [last for _, last in optional]):
+        size: dict[int, int] = {}
+        reads = set(graph.nodes[t].inputs)
+        there = sum(graph.values[v].size_bytes for v in {*reads, *graph.nodes[t].outputs} if v not in fixed)
+        for v, last in optional:
+            if last >= t and v not in reads:
+                value = graph.values[v]
+                size[value.node] = size.get(value.node, 0) + value.size_bytes
+        excess = sum(size.values()) + sure[t] + there + graph.nodes[t].workspace_bytes - room
+        if excess > 0:
+            extra_s = max(
+                extra_s, _cheapest_cover_s([(costed.time_s[k], m) for k, m in size.items()], excess)
+            )
+    return costed.step_s + extra_s
+
+
+def _turning_points(first: int, stop: int, ends: list[int]) -> list[int]:
+    """At most 32 backward times, the first among them: enough, as what is needed only shrinks with time."""
+    times = sorted({first, *(t + 1 for t in ends if t + 1 < stop), *ends}) if first < stop else []
+    step = max(1, len(times) // 32)
+    return [t for t in times if t >= first][::step]
+
+
+def _cheapest_cover_s(items: list[tuple[float, int]], excess: float) -> float:
+    """Least cost of items (seconds, bytes) that weigh at least the excess; fractional unless all are equal."""
+    whole = len(set(items)) == 1
+    cost = 0.0
+    for time_s, size_bytes in sorted(items, key=lambda item: item[0] / item[1]):
+        if excess <= 0:
+            break
+        cost += time_s * (1.0 if whole else min(1.0, excess / size_bytes))
+        excess -= size_bytes
+    return cost

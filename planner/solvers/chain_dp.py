@@ -1,0 +1,120 @@
+"""The optimal persistent schedule of a chain of blocks, by dynamic programming."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from planner.problem import Problem
+from planner.solution import Solution
+from planner.solvers.articulation import has_backward
+from planner.solvers.bounds import covering_bound_s
+from planner.solvers.chain_blocks import chain_of_blocks
+from planner.solvers.chain_measure import Block
+from planner.solvers.chain_tables import ChainTables, Choice
+from planner.solvers.incumbent import Incumbent
+from planner.solvers.sequences import schedule_of_order
+
+# Numbers in one table; there are five of them, of 8 bytes each.
+_MOST_CELLS = 12_000_000
+
+
+class _OutOfTimeError(Exception):
+    """The time for filling the tables is over."""
+
+
+@dataclass(frozen=True)
+class ChainDp:
+    """Rotor's dynamic program: a value that is kept stays to its block's backward, at any depth of nesting.
+
+    The forward graph is cut where one value crosses. Of a block the inner values are kept together or made again
+    together. It is `OPTIMAL` where the answer equals a bound that holds for every schedule (FORMULATIONS.md), which
+    is so whenever no value need be made a third time on a chain of equal nodes; else `FEASIBLE`.
+
+    Attributes:
+        time_limit_s: for the whole solve.
+        num_slots: memory units into which the budget is cut where sizes have no large common divisor.
+
+    Reference: Beaumont et al., 2019, Optimal checkpointing for heterogeneous chains, arXiv:1911.13214.
+    """
+
+    name: ClassVar[str] = "chain_dp"
+
+    time_limit_s: float = 20.0
+    num_slots: int = 500
+
+    def solve(self, problem: Problem) -> Solution:
+        """Least time over persistent schedules of the chain.
+
+        Args:
+            problem: a training step; without a backward phase nothing is found.
+
+        Returns:
+            A schedule that `simulate` accepts within the budget, or the reason why there is none.
+        """
+        best = Incumbent(problem, solver=self.name)
+        graph = problem.costed.graph
+        room = problem.budget_bytes - problem.static.resident_bytes
+        if room < 0 or not has_backward(graph):
+            return best.answer()
+        if best.offer(schedule_of_order(graph, range(len(graph.nodes)))) == 0:
+            return best.answer()
+        best.bound_s = covering_bound_s(problem)
+        blocks = chain_of_blocks(problem.costed)
+        unit = self._unit_bytes(problem, len(blocks), room)
+
+        def check() -> None:
+            if best.elapsed_s() > self.time_limit_s:
+                raise _OutOfTimeError
+
+        try:
+            tables = ChainTables(blocks, unit_bytes=unit, num_units=room // unit, check=check)
+        except _OutOfTimeError:
+            return best.answer()
+        if math.isfinite(tables.B[0, len(blocks) - 1, tables.num_units]):
+            best.offer(schedule_of_order(graph, _order(tables, unit)))
+        return best.answer()
+
+    def _unit_bytes(self, problem: Problem, num_blocks: int, room: int) -> int:
+        """The common divisor of all sizes where that leaves few units, else a share of the budget."""
+        graph = problem.costed.graph
+        sizes = [value.size_bytes for value in graph.values] + [node.workspace_bytes for node in graph.nodes]
+        common = max(math.gcd(*sizes), 1)
+        most = max(1, min(self.num_slots, _MOST_CELLS // num_blocks**2))
+        return common if room <= most * common else -(-room // most)
+
+
+def _order(tables: ChainTables, unit: int) -> list[int]:
+    """Nodes in the order of the best schedule of the whole chain."""
+    blocks, order = tables.blocks, list[int]()
+    last = len(blocks) - 1
+    # Work to do: a stretch with its memory units and whether its output is there, or nodes to append.
+    stack: list[tuple[int, int, int, bool] | list[int]] = [(0, last, tables.num_units, False)]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, list):
+            order += item
+            continue
+        s, t, m, with_output = item
+        block = blocks[s]
+        step = tables.begin(s, t, m, with_output=with_output, unit=unit)
+        if step.choice is Choice.ONE:
+            order += _one(block, first=t == last, with_output=with_output)
+        elif step.choice is Choice.ALL:
+            order += (block.first_all if t == last else block.again_all).nodes
+            stack += [block.backward, (s + 1, t, m - tables.kept[s], with_output)]
+        else:
+            p = step.split
+            for between in blocks[s : p + 1]:
+                order += (between.first_out if t == last else between.again_out).nodes
+            with_inner = bool(tables.E[s, p, m] <= tables.B[s, p, m])
+            stack += [(s, p, m, with_inner), (p + 1, t, m - tables.out[p], with_output)]
+    return order
+
+
+def _one(block: Block, *, first: bool, with_output: bool) -> list[int]:
+    """Nodes of a single block: forward as far as backward needs it, then backward."""
+    if first:
+        return block.first_all.nodes + block.backward
+    return (block.again_inner if with_output else block.again_backward).nodes + block.backward
