@@ -17,17 +17,9 @@ from orchestrator import jobs
 from orchestrator.failures import RunFailedError
 from orchestrator.job import JobSpec
 from orchestrator.run_folder import RunFolder
-from planner.__main__ import (
-    AsJson,
-    BudgetText,
-    HardwareName,
-    JobPath,
-    OutPath,
-    TimeLimit,
-    answer,
-    quiet_libraries,
-)
-from planner.errors import InfeasibleError
+from planner.__main__ import quiet_libraries, show
+from planner.errors import InfeasibleError, SolverError
+from planner.plan_command import AsJson, BudgetText, JobPath, PlanWorkload, plan_command
 from planner.workload import Workload
 from planner.yaml_reader import read_yaml
 
@@ -94,33 +86,15 @@ def train(
             raise typer.Exit(_INTERRUPTED)
 
 
-@app.command(
-    epilog="Example: lowtide plan deploy/jobs/quickstart.yaml --budget 70% --hardware h100-sxm --out plan.json"
-)
-def plan(
-    job: JobPath,
-    budget: BudgetText = None,
-    hardware: HardwareName = None,
-    out: OutPath = None,
-    time_limit: TimeLimit = None,
-    as_json: AsJson = False,
-) -> None:
-    """Plan the training step of one rank; nothing is trained."""
-    with _answers(as_json=as_json):
-        workload = JobSpec.load(job) if "train" in read_yaml(job) else Workload.load(job)
-        # As above, torch is loaded only for a file that can be read.
-        from orchestrator.planning import plan_step
+def _load_job(path: Path) -> Workload:
+    return JobSpec.load(path) if "train" in read_yaml(path) else Workload.load(path)
 
-        status = answer(
-            workload,
-            plan_step,
-            budget=budget,
-            hardware=hardware,
-            out=out,
-            time_limit=time_limit,
-            as_json=as_json,
-        )
-        raise typer.Exit(status)
+
+def _planning() -> PlanWorkload:
+    # As above, torch is loaded only for a file that can be read.
+    from orchestrator.planning import plan_step
+
+    return plan_step
 
 
 @app.command(epilog="Example: lowtide submit deploy/jobs/quickstart.yaml --address http://127.0.0.1:8265")
@@ -209,6 +183,8 @@ def _answers(*, as_json: bool = False) -> Iterator[None]:
         yield
     except InfeasibleError as error:
         _leave(str(error), 1, as_json=as_json, smallest_feasible_bytes=error.smallest_feasible_bytes)
+    except SolverError as error:
+        _leave(str(error), 1, as_json=as_json)
     except RunFailedError as error:
         _leave(str(error), 2 if error.bad_input else 1, as_json=as_json)
     except ValueError as error:
@@ -222,6 +198,13 @@ def _leave(message: str, status: int, *, as_json: bool, **more: object) -> None:
         typer.echo(json.dumps({"event": "error", "message": message, **more}))
     typer.echo(f"lowtide: {message}", err=True)
     raise typer.Exit(status)
+
+
+# Registered here, where its guard is known; the verbs are listed in this order.
+app.command(
+    "plan",
+    epilog="Example: lowtide plan deploy/jobs/quickstart.yaml --budget 70% --hardware h100-sxm --out plan.json",
+)(plan_command(_load_job, _planning, guard=_answers, show=show))
 
 
 def main() -> None:

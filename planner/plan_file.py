@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from planner.schedule import Compute, Free, Instruction, Schedule
+from planner.whole_file import write_whole
 
 
 class _Frozen(BaseModel):
@@ -135,14 +136,9 @@ class Plan(_Frozen):
         """Write the plan, whole or not at all.
 
         Raises:
-            ValueError: the path is something else than a regular file.
+            ValueError: the path is something else than a regular file, or cannot be written.
         """
-        path = Path(path)
-        if path.exists() and not path.is_file():
-            raise ValueError(f"{path} exists and is no regular file. Name a file for the plan.")
-        part = path.with_name(path.name + ".part")
-        part.write_text(self.to_json() + "\n")
-        part.replace(path)
+        write_whole(path, self.to_json() + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -158,6 +154,11 @@ class Plan(_Frozen):
                 f"the plan {path} cannot be read: {error}. Name a file written by --out."
             ) from error
         return cls.from_json(text)
+
+    @property
+    def hardware(self) -> str:
+        """Name of the device that it was priced on."""
+        return self.provenance.hardware
 
     @property
     def schedule(self) -> Schedule:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING
-
-from planner.plan_file import Plan
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from planner.bare_answer import BareAnswer
+    from planner.plan_file import Plan
 
 # Okabe and Ito's palette, safe for colour-blind eyes; one colour a category in every figure.
 COLOURS = {
@@ -21,7 +23,19 @@ _GIB = 2**30
 _MIB = 2**20
 
 
-def memory_figure(plan: Plan, *, measured_peak_bytes: int | None = None) -> Figure:
+def saved(figure: Figure, kind: str) -> bytes:
+    """A figure as a file's content.
+
+    Args:
+        figure: what is saved.
+        kind: "png", "pdf" or "svg".
+    """
+    content = io.BytesIO()
+    figure.savefig(content, format=kind, dpi=150)
+    return content.getvalue()
+
+
+def memory_figure(plan: Plan | BareAnswer, *, measured_peak_bytes: int | None = None) -> Figure:
     """Memory over the step: with the plan, and with everything retained.
 
     Args:

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cost_models.units import format_bytes, format_seconds
 from planner.errors import InfeasibleError
-from planner.plan_file import Plan
+
+if TYPE_CHECKING:
+    from planner.bare_answer import BareAnswer
+    from planner.plan_file import Plan
 
 
-def plan_lines(plan: Plan) -> list[str]:
+def plan_lines(plan: Plan | BareAnswer) -> list[str]:
     """What a plan promises, in five lines."""
-    share = plan.budget_bytes / plan.retained_all_peak_bytes
-    remade = f"{plan.num_rematerialized} of {plan.num_forward} forward operations run twice"
+    share = plan.budget_bytes / plan.retained_all_peak_bytes if plan.retained_all_peak_bytes else 1.0
+    if plan.hardware is None:
+        owner = f"node {plan.peak_owner}"
+        step = f"a cost of {plan.step_s:g}"
+        remade = f"{plan.num_rematerialized} runs beyond the first of each node"
+    else:
+        owner = plan.peak_owner
+        step = f"{format_seconds(plan.step_s)} on {plan.hardware}"
+        remade = f"{plan.num_rematerialized} of {plan.num_forward} forward operations run twice"
     return [
         f"everything retained  {format_bytes(plan.retained_all_peak_bytes)} peak "
         f"({format_bytes(plan.static_bytes)} of it static)",
         f"budget               {format_bytes(plan.budget_bytes)} ({share:.0%} of it)",
-        f"predicted peak       {format_bytes(plan.predicted_peak_bytes)} at {plan.peak_owner}",
-        f"extra time           {plan.extra_time_fraction:.2%} of {format_seconds(plan.step_s)} "
-        f"on {plan.provenance.hardware} ({remade})",
+        f"predicted peak       {format_bytes(plan.predicted_peak_bytes)} at {owner}",
+        f"extra time           {plan.extra_time_fraction:.2%} of {step} ({remade})",
         f"solver               {plan.solver}: {plan.status}, gap {plan.gap:.2%}, {plan.solve_s:.1f} s, "
         f"{plan.num_nodes} operations",
     ]
 
 
-def plan_object(plan: Plan) -> dict[str, Any]:
+def plan_object(plan: Plan | BareAnswer) -> dict[str, Any]:
     """The numbers of a plan for ``--json``."""
     return {
         "status": plan.status,
@@ -40,7 +49,7 @@ def plan_object(plan: Plan) -> dict[str, Any]:
         "num_nodes": plan.num_nodes,
         "num_rematerialized": plan.num_rematerialized,
         "peak_owner": plan.peak_owner,
-        "hardware": plan.provenance.hardware,
+        "hardware": plan.hardware,
         "graph_hash": plan.graph_hash,
     }
 

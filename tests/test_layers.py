@@ -14,6 +14,7 @@ RANK = {"cost_models": 0, "planner": 1, "orchestrator": 2}
 RAY_FILES = {"orchestrator/backends/ray_cluster.py", "orchestrator/jobs.py"}
 # Files that may name torch; cost_models and the middle of planner are plain data.
 NO_TORCH = {
+    "planner/bare_answer.py",
     "planner/bare_graph.py",
     "planner/errors.py",
     "planner/graph.py",
@@ -28,6 +29,7 @@ NO_TORCH = {
     "planner/just_in_time.py",
     "planner/plan_file.py",
     "planner/report.py",
+    "planner/whole_file.py",
     "planner/plots.py",
 }
 PRIVATE_TORCH_FILES = {"planner/capture.py"}

@@ -1,0 +1,156 @@
+"""The plan of a bare graph: an order of nodes, and the same numbers as for a model's plan."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+from planner.bare_graph import read_bare_graph
+from planner.errors import InfeasibleError
+from planner.problem import Budget, Problem
+from planner.schedule import Compute, Schedule
+from planner.simulate import Trace, simulate
+from planner.solution import Solution, Status
+from planner.solvers.retain_all import retain_all_schedule
+from planner.solving import chosen_solver, solve
+from planner.whole_file import write_whole
+
+
+@dataclass(frozen=True)
+class BareAnswer:
+    """What a solver found for a bare graph.
+
+    Attributes:
+        graph_hash: SHA-256 of the graph.
+        status: "optimal" within the solver's gap, or "feasible".
+        solver: that found the schedule.
+        gap: share of the time that is not proven necessary.
+        solve_s: seconds of the search.
+        num_nodes: of the graph.
+        num_forward: of them in the forward phase.
+        num_rematerialized: runs beyond the first of each node.
+        budget_bytes: what was allowed.
+        predicted_peak_bytes: peak of the schedule.
+        retained_all_peak_bytes: peak of the given order with everything retained.
+        static_bytes: none; a graph says nothing of it.
+        step_s: cost of running each node once.
+        extra_time_fraction: rematerialization over `step_s`.
+        peak_owner: node that runs when the schedule peaks.
+        schedule: what is computed and freed.
+        timeline_bytes: memory while each computation runs.
+        retained_all_timeline_bytes: the same with everything retained.
+    """
+
+    hardware: ClassVar[None] = None
+    static_bytes: ClassVar[int] = 0
+
+    graph_hash: str
+    status: str
+    solver: str
+    gap: float
+    solve_s: float
+    num_nodes: int
+    num_forward: int
+    num_rematerialized: int
+    budget_bytes: int
+    predicted_peak_bytes: int
+    retained_all_peak_bytes: int
+    step_s: float
+    extra_time_fraction: float
+    peak_owner: str
+    schedule: Schedule
+    timeline_bytes: tuple[int, ...]
+    retained_all_timeline_bytes: tuple[int, ...]
+
+    def save(self, path: str | Path) -> None:
+        """Write the nodes in order of execution as one JSON list; a node is there once per run.
+
+        Raises:
+            ValueError: it cannot be written.
+        """
+        write_whole(path, json.dumps(list(self.schedule.node_order)) + "\n")
+
+
+def bare_problem(path: str | Path) -> tuple[Problem, Trace]:
+    """The graph of a file as a problem without a budget, and its replay with everything retained.
+
+    Raises:
+        ValueError: the file holds no graph.
+    """
+    problem = Problem(read_bare_graph(path), 0)
+    return problem, simulate(problem, retain_all_schedule(problem))
+
+
+def plan_bare(
+    path: str | Path, *, budget: str, solver: str, free_order: bool, time_limit_s: float
+) -> BareAnswer:
+    """Plan the graph of a file.
+
+    Args:
+        path: of the file.
+        budget: bytes with a unit, a share of the peak with everything retained, or "none".
+        solver: name of the algorithm.
+        free_order: it may change the order of the nodes.
+        time_limit_s: seconds of the search.
+
+    Returns:
+        A schedule whose replayed peak is within the budget.
+
+    Raises:
+        InfeasibleError: none was found.
+        SolverError: the solver itself failed.
+        ValueError: malformed file or budget, unknown solver.
+    """
+    asked = Budget.parse(budget)
+    chosen_solver(solver, time_limit_s=time_limit_s, free_order=free_order)
+    problem, retained_all = bare_problem(path)
+    peak_bytes = retained_all.peak_bytes
+    problem = replace(
+        problem,
+        budget_bytes=asked.resolve_bytes(retained_all_peak_bytes=peak_bytes, resident_bytes=0),
+    )
+    graph = problem.costed.graph
+    try:
+        solution = solve(problem, time_limit_s=time_limit_s, solver=solver, free_order=free_order)
+    except InfeasibleError as error:
+        error.facts |= {
+            "solver": solver,
+            "retained_all_peak_bytes": peak_bytes,
+            "static_bytes": 0,
+            "num_nodes": len(graph.nodes),
+            "graph_hash": graph.digest,
+            "hardware": None,
+        }
+        raise
+    return _answer_of(problem, solution, retained_all)
+
+
+def _answer_of(problem: Problem, solution: Solution, retained_all: Trace) -> BareAnswer:
+    costed, schedule = problem.costed, solution.schedule
+    assert schedule is not None
+    trace = simulate(problem, schedule)
+    assert trace.peak_bytes <= problem.budget_bytes, "the judge rejects the solver's schedule"
+    extra_s = max(0.0, trace.time_s - costed.step_s)
+    peak_step = schedule.instructions[trace.peak_instruction]
+    assert isinstance(peak_step, Compute)
+    return BareAnswer(
+        graph_hash=costed.graph.digest,
+        status="optimal" if solution.status is Status.OPTIMAL else "feasible",
+        solver=solution.solver,
+        gap=min(1.0, solution.gap),
+        solve_s=solution.solve_s,
+        num_nodes=len(costed.graph.nodes),
+        num_forward=costed.graph.num_forward,
+        num_rematerialized=trace.num_rematerialized,
+        budget_bytes=problem.budget_bytes,
+        predicted_peak_bytes=trace.peak_bytes,
+        retained_all_peak_bytes=retained_all.peak_bytes,
+        step_s=costed.step_s,
+        extra_time_fraction=extra_s / costed.step_s if costed.step_s else 0.0,
+        peak_owner=costed.graph.nodes[peak_step.node].name,
+        schedule=schedule,
+        timeline_bytes=trace.timeline_bytes,
+        retained_all_timeline_bytes=retained_all.timeline_bytes,
+    )
