@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from planner.problem import Problem
 from planner.solution import Solution
 from planner.solvers.articulation import has_backward
@@ -68,29 +70,42 @@ class ChainDp:
             if best.elapsed_s() > self.time_limit_s:
                 raise _OutOfTimeError
 
+        # Rounding sizes up counts too much: a little more than the budget is planned too, and the judge decides.
+        num_units = room // unit + (room // unit // 8 if unit > _common_bytes(problem) else 0)
         try:
-            tables = ChainTables(blocks, unit_bytes=unit, num_units=room // unit, check=check)
+            tables = ChainTables(blocks, unit_bytes=unit, num_units=num_units, check=check)
         except _OutOfTimeError:
             return best.answer()
-        if math.isfinite(tables.B[0, len(blocks) - 1, tables.num_units]):
-            best.offer(schedule_of_order(graph, _order(tables, unit)))
+        times = tables.B[0, len(blocks) - 1, : num_units + 1]
+        for time_s in np.unique(times[np.isfinite(times)]):
+            units = int(np.argmax(times == time_s))
+            surely = units <= room // unit
+            if not surely and best.elapsed_s() > self.time_limit_s:
+                continue
+            if best.offer(schedule_of_order(graph, _order(tables, unit, units))) == 0:
+                break
         return best.answer()
 
     def _unit_bytes(self, problem: Problem, num_blocks: int, room: int) -> int:
         """The common divisor of all sizes where that leaves few units, else a share of the budget."""
-        graph = problem.costed.graph
-        sizes = [value.size_bytes for value in graph.values] + [node.workspace_bytes for node in graph.nodes]
-        common = max(math.gcd(*sizes), 1)
+        common = _common_bytes(problem)
         most = max(1, min(self.num_slots, _MOST_CELLS // num_blocks**2))
         return common if room <= most * common else -(-room // most)
 
 
-def _order(tables: ChainTables, unit: int) -> list[int]:
-    """Nodes in the order of the best schedule of the whole chain."""
+def _common_bytes(problem: Problem) -> int:
+    """Common divisor of all sizes."""
+    graph = problem.costed.graph
+    sizes = [value.size_bytes for value in graph.values] + [node.workspace_bytes for node in graph.nodes]
+    return max(math.gcd(*sizes), 1)
+
+
+def _order(tables: ChainTables, unit: int, units: int) -> list[int]:
+    """Nodes in the order of the best schedule of the whole chain within some memory units."""
     blocks, order = tables.blocks, list[int]()
     last = len(blocks) - 1
     # Work to do: a stretch with its memory units and whether its output is there, or nodes to append.
-    stack: list[tuple[int, int, int, bool] | list[int]] = [(0, last, tables.num_units, False)]
+    stack: list[tuple[int, int, int, bool] | list[int]] = [(0, last, units, False)]
     while stack:
         item = stack.pop()
         if isinstance(item, list):

@@ -63,7 +63,7 @@ def snapshots_by_step(num_steps: int, *, num_snapshots: int) -> Iterator[tuple[i
         t(l, c) = min_m  m + t(l - m, c - 1) + t(m, c)       t(1, c) = 0,  t(l, 0) = l (l - 1) / 2
 
     >>> list(snapshots_by_step(4, num_snapshots=1))
-    [(4, (2,)), (3, (2,)), (2, ()), (1, ())]
+    [(4, (1,)), (3, (1,)), (2, (1,)), (1, ())]
 
     Args:
         num_steps: l.
