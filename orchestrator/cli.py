@@ -19,7 +19,15 @@ from orchestrator.job import JobSpec
 from orchestrator.run_folder import RunFolder
 from planner.__main__ import quiet_libraries, show
 from planner.errors import InfeasibleError, SolverError
-from planner.plan_command import AsJson, BudgetText, JobPath, PlanWorkload, plan_command
+from planner.plan_command import (
+    AsJson,
+    BudgetText,
+    JobPath,
+    PicturePath,
+    PlanWorkload,
+    explain_file,
+    plan_command,
+)
 from planner.workload import Workload
 from planner.yaml_reader import read_yaml
 
@@ -198,6 +206,20 @@ def _leave(message: str, status: int, *, as_json: bool, **more: object) -> None:
         typer.echo(json.dumps({"event": "error", "message": message, **more}))
     typer.echo(f"lowtide: {message}", err=True)
     raise typer.Exit(status)
+
+
+@app.command(epilog="Example: lowtide explain plan.json --depth 2")
+def explain(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="As `lowtide plan --out` wrote it.")],
+    depth: Annotated[
+        int | None, typer.Option(help="Parts of a layer's name to keep; without it the table is short.")
+    ] = None,
+    picture: PicturePath = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a plan retains and rematerializes in each layer, and what holds its peak."""
+    with _answers(as_json=as_json):
+        show(explain_file(plan, depth=depth, picture=picture), as_json)
 
 
 # Registered here, where its guard is known; the verbs are listed in this order.

@@ -218,7 +218,9 @@ def _with_loss(
             for index, v in enumerate(reading.output_vals)
         ]
     try:
-        loss_joint = export_joint(stack, _LossModule(loss, joint.out_spec), (outputs, targets), {})
+        loss_joint = export_joint(
+            stack, _LossModule(loss, joint.out_spec), (outputs, targets), {}, root="loss"
+        )
     except Exception as error:
         raise CaptureError(_explain(error, part="loss")) from error
     loss_reading = read_joint(traced_of(loss_joint.graph_module))

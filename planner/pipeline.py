@@ -28,6 +28,7 @@ from planner.solvers.retain_all import retain_all_schedule
 from planner.solving import chosen_solver, solve
 from planner.static import static_memory
 from planner.step import StepModule
+from planner.step_table import StepTable
 from planner.workload import Workload
 from planner.workspace import with_workspaces
 
@@ -233,4 +234,5 @@ def _plan_of(
         instructions=instructions_of(solution.schedule),
         timeline_bytes=trace.timeline_bytes,
         retained_all_timeline_bytes=retained_all.timeline_bytes,
+        table=StepTable.of(costed),
     )

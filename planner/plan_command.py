@@ -49,6 +49,8 @@ SolverName = Annotated[
 FreeOrder = Annotated[bool, typer.Option("--free-order", help="The order of the operations may change.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, for machines.")]
 
+_PICTURES = (".png", ".pdf", ".svg")
+
 PlanWorkload = Callable[[Workload], "Plan"]
 
 
@@ -98,9 +100,7 @@ class PlanRequest:
         if self.out is not None:
             check_writable(self.out, option="--out")
         if self.picture is not None:
-            check_writable(self.picture, option="--picture")
-            if self.picture.suffix not in (".png", ".pdf", ".svg"):
-                raise ValueError(f"--picture {self.picture} must end in .png, .pdf or .svg.")
+            check_picture(self.picture)
 
     @property
     def solver_spec(self) -> SolverSpec:
@@ -163,10 +163,45 @@ def answer(
     if request.out is not None:
         plan.save(request.out)
     if request.picture is not None:
-        from planner.plots import memory_figure, saved
-
-        write_whole(request.picture, saved(memory_figure(plan), request.picture.suffix[1:]))
+        draw_memory(plan, request.picture)
     return Answer(0, plan_object(plan), plan_lines(plan))
+
+
+def check_picture(path: Path) -> None:
+    """Raise ValueError unless a picture can be written there."""
+    if path.suffix not in _PICTURES:
+        raise ValueError(f"--picture {path} must end in one of {', '.join(_PICTURES)}.")
+    check_writable(path, option="--picture")
+
+
+def draw_memory(plan: Plan | BareAnswer, path: Path) -> None:
+    """Draw memory over the step into a file."""
+    from planner.plots import memory_figure, saved
+
+    write_whole(path, saved(memory_figure(plan), path.suffix[1:]))
+
+
+def explain_file(path: Path, *, depth: int | None, picture: Path | None) -> Answer:
+    """What the plan in a file retains and rematerializes in each layer.
+
+    Args:
+        path: of the plan.
+        depth: parts of a layer's qualified name that are kept; None for a short table.
+        picture: file for a figure of memory over the step, or None.
+
+    Raises:
+        ValueError: the file holds no plan, or one without a table of its operations.
+    """
+    from planner.explain import explain, explanation_lines
+    from planner.plan_file import Plan
+
+    if picture is not None:
+        check_picture(picture)
+    plan = Plan.load(path)
+    explanation = explain(plan, depth=depth)
+    if picture is not None:
+        draw_memory(plan, picture)
+    return Answer(0, explanation.to_object(), explanation_lines(explanation))
 
 
 def _planned(

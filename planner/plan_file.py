@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from planner.schedule import Compute, Free, Instruction, Schedule
+from planner.step_table import StepTable
 from planner.whole_file import write_whole
 
 
@@ -61,7 +62,7 @@ class Plan(_Frozen):
     All bytes are of one rank, static memory included: what its allocator has given out.
 
     Attributes:
-        format: version of this file's layout.
+        format: version of this file's layout; 1 had no table.
         graph_hash: SHA-256 of the whole step's graph, loss included.
         signature: what it is valid for.
         provenance: where it comes from.
@@ -85,9 +86,10 @@ class Plan(_Frozen):
         instructions: k >= 0 computes node k, -(v + 1) frees value v.
         timeline_bytes: memory while each computation runs.
         retained_all_timeline_bytes: the same with everything retained.
+        table: the step's graph, for `lowtide explain`; None in a file of format 1.
     """
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 2
     graph_hash: str
     signature: Signature
     provenance: Provenance
@@ -111,6 +113,17 @@ class Plan(_Frozen):
     instructions: tuple[int, ...]
     timeline_bytes: tuple[int, ...]
     retained_all_timeline_bytes: tuple[int, ...]
+    table: StepTable | None = None
+
+    @model_validator(mode="after")
+    def _instructions_are_of_the_step(self) -> Self:
+        if any(i >= self.num_nodes for i in self.instructions):
+            raise ValueError(f"an instruction computes a node beyond the {self.num_nodes} of the step")
+        if self.table is not None and len(self.table.names) != self.num_nodes:
+            raise ValueError(f"the table has {len(self.table.names)} nodes, the step {self.num_nodes}")
+        if self.table is not None and any(-i > len(self.table.makers) for i in self.instructions):
+            raise ValueError(f"an instruction frees a value beyond the {len(self.table.makers)} of the step")
+        return self
 
     def to_json(self) -> str:
         """The plan as one JSON object."""
@@ -129,7 +142,7 @@ class Plan(_Frozen):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the file"
             raise ValueError(
-                f"this is not a plan of format 1: {where}: {first['msg']}. Make it again with lowtide plan."
+                f"this is not a plan of format 1 or 2: {where}: {first['msg']}. Make it again with lowtide plan."
             ) from error
 
     def save(self, path: str | Path) -> None:

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from planner.replayed import STATIC, layer_timelines
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from planner.bare_answer import BareAnswer
@@ -19,8 +25,9 @@ COLOURS = {
     "static": "#999999",
     "measured": "#009E73",
 }
-_GIB = 2**30
-_MIB = 2**20
+# Tol's muted palette, for layers: safe as well, and none of the colours above.
+_LAYER_COLOURS = ("#332288", "#88CCEE", "#44AA99", "#117733", "#DDCC77", "#CC6677", "#AA4499", "#882255")
+_OTHER = "#DDDDDD"
 
 
 def saved(figure: Figure, kind: str) -> bytes:
@@ -36,7 +43,7 @@ def saved(figure: Figure, kind: str) -> bytes:
 
 
 def memory_figure(plan: Plan | BareAnswer, *, measured_peak_bytes: int | None = None) -> Figure:
-    """Memory over the step: with the plan, and with everything retained.
+    """Memory over the step with the plan, by layer where the plan knows its layers, and with everything retained.
 
     Args:
         plan: its timelines are drawn, one point an operation.
@@ -48,26 +55,104 @@ def memory_figure(plan: Plan | BareAnswer, *, measured_peak_bytes: int | None = 
     from matplotlib.figure import Figure
 
     top = max(plan.retained_all_peak_bytes, plan.budget_bytes)
-    unit, name = (_GIB, "GiB") if top >= _GIB else (_MIB, "MiB")
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    unit, name = unit_of(top)
+    figure = Figure(figsize=(9, 4.8), layout="constrained")
     axes = figure.add_subplot()
+    areas = _areas(plan)
+    shares = _shares(len(plan.timeline_bytes))
+    if areas:
+        heights = np.array(list(areas.values())) / unit
+        axes.stackplot(
+            shares, heights, labels=list(areas), colors=_area_colours(areas), step="mid", linewidth=0
+        )
+    else:
+        axes.fill_between(
+            shares, plan.static_bytes / unit, color=COLOURS["static"], alpha=0.4, label="static"
+        )
     for label, timeline in (
         ("retained all", plan.retained_all_timeline_bytes),
         ("plan", plan.timeline_bytes),
     ):
         # Both runs of the step have the same width, whatever the number of their operations.
-        share = [100.0 * (i + 0.5) / len(timeline) for i in range(len(timeline))]
-        axes.step(share, [b / unit for b in timeline], where="mid", color=COLOURS[label], label=label)
+        axes.step(
+            _shares(len(timeline)),
+            np.array(timeline) / unit,
+            where="mid",
+            color=COLOURS[label],
+            linewidth=1.2,
+            label=label,
+        )
     axes.axhline(plan.budget_bytes / unit, color=COLOURS["budget"], linestyle="--", label="budget")
     if measured_peak_bytes is not None:
         axes.axhline(
             measured_peak_bytes / unit, color=COLOURS["measured"], linestyle=":", label="measured peak"
         )
-    axes.fill_between([0, 100], plan.static_bytes / unit, color=COLOURS["static"], alpha=0.4, label="static")
     axes.set_xlim(0, 100)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.05 * top / unit if top else 1.0)
     axes.set_xlabel("operations of the step (%)")
-    axes.set_ylabel(f"memory of one rank ({name})")
-    axes.legend(loc="upper left", frameon=False)
+    axes.set_ylabel(f"memory of one rank ({name})" if plan.hardware else f"memory ({name})")
+    _legend_beside(figure, axes)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def unit_of(size_bytes: int) -> tuple[int, str]:
+    """The unit in which a size has one to four digits before its point.
+
+    >>> unit_of(3 << 20)
+    (1048576, 'MiB')
+    """
+    for unit, name in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if size_bytes >= unit:
+            return unit, name
+    return 1, "B"
+
+
+def _areas(plan: Plan | BareAnswer) -> dict[str, np.ndarray]:
+    """Owner -> bytes at each computation: static memory, the layers that hold most at the peak, and the rest."""
+    table = getattr(plan, "table", None)
+    if table is None or len(table.layer_names) < 2:
+        return {}
+    timelines = layer_timelines(cast("Plan", plan))
+    at_peak = int(np.argmax(np.sum(list(timelines.values()), axis=0)))
+    static = timelines.pop(STATIC)
+    ranked = sorted(timelines, key=lambda owner: (-timelines[owner][at_peak], -timelines[owner].max()))
+    named = [owner for owner in timelines if owner in ranked[: len(_LAYER_COLOURS)]]
+    rest = [timelines[owner] for owner in timelines if owner not in named]
+    areas = {"static": static, "other layers": np.sum(rest, axis=0) if rest else None}
+    areas |= {owner: timelines[owner] for owner in named}
+    return {
+        owner: bytes_there
+        for owner, bytes_there in areas.items()
+        if bytes_there is not None and bytes_there.any()
+    }
+
+
+def _area_colours(areas: Mapping[str, object]) -> list[str]:
+    fixed = {"static": COLOURS["static"], "other layers": _OTHER}
+    colours = iter(_LAYER_COLOURS)
+    return [fixed.get(owner) or next(colours) for owner in areas]
+
+
+def _shares(count: int) -> np.ndarray:
+    """The middle of each of `count` operations, in per cent of the step."""
+    return 100.0 * (np.arange(count) + 0.5) / count
+
+
+def _legend_beside(figure: Figure, axes: Axes) -> None:
+    """The legend to the right of the axes, the topmost area first, lines above areas."""
+    handles, labels = axes.get_legend_handles_labels()
+    lines = [
+        (h, one)
+        for h, one in zip(handles, labels, strict=True)
+        if hasattr(h, "get_linestyle") and not hasattr(h, "get_paths")
+    ]
+    areas = [(h, one) for h, one in zip(handles, labels, strict=True) if hasattr(h, "get_paths")]
+    shown = [*lines, *reversed(areas)]
+    figure.legend(
+        [h for h, _ in shown],
+        [one for _, one in shown],
+        loc="outside right upper",
+        frameon=False,
+        fontsize="small",
+    )

@@ -61,6 +61,7 @@ class Traced:
         backward: calls traced while backward ran.
         random: calls that draw random numbers.
         opaque: calls that may do more than compute their outputs.
+        layers: qualified name of the module that each call comes from.
     """
 
     module: fx.GraphModule
@@ -70,6 +71,7 @@ class Traced:
     backward: frozenset[fx.Node]
     random: frozenset[fx.Node]
     opaque: frozenset[fx.Node]
+    layers: Mapping[fx.Node, str]
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,13 @@ class _Builder:
         self.shows: dict[fx.Node, tuple[int, ...]] = {}
         self.views: set[fx.Node] = set()
         self.tangents_read: dict[int, tuple[int, ...]] = {}
+
+    def layer_of(self, call: fx.Node, traced: Traced, inputs: Iterable[int]) -> str:
+        """Its module; a sum of gradients, which is of none, belongs where its first input was made."""
+        layer = traced.layers[call]
+        if layer or call not in traced.backward:
+            return layer
+        return next((self.nodes[self.values[v].node].layer for v in inputs if v >= 0), "")
 
 
 def read_joint(traced: Traced) -> Reading:
@@ -236,6 +245,7 @@ def _read_call(
                 outputs=tuple(made),
                 work=work_of(call),
                 can_rematerialize=may_repeat and phase is Phase.FORWARD,
+                layer=builder.layer_of(call, traced, inputs),
             )
         )
         builder.calls.append(call)

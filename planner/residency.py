@@ -2,64 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 
 from planner.graph import Graph
 from planner.schedule import Compute, Schedule
 
 
-def residencies(graph: Graph, schedule: Schedule) -> Iterator[tuple[int, int, list[int]]]:
-    """What is there at each computation, as `planner.simulate` counts it.
+@dataclass(frozen=True, slots=True)
+class Lifetime:
+    """One stay of a value in memory, in numbers of computations of the schedule, as `planner.simulate` counts it.
 
-    An output that is there already and made again counts twice while its node runs.
+    Attributes:
+        value: index of the value.
+        first: computation that made it.
+        stop: first computation at which it is gone.
+    """
+
+    value: int
+    first: int
+    stop: int
+
+
+def lifetimes(graph: Graph, schedule: Schedule) -> list[Lifetime]:
+    """Every stay of every value.
+
+    An output that is there already when its node runs again is made in vain: a second stay of one computation.
 
     Args:
         graph: the training step.
         schedule: one that can be executed.
-
-    Yields:
-        (index of the instruction, node, values that are there while it runs). The list is one and the same object,
-        changed between the yields.
     """
-    there: list[int] = []
-    places: dict[int, int] = {}
+    stays: list[Lifetime] = []
+    made_at: dict[int, int] = {}
     ran: set[int] = set()
-
-    def remove(value: int) -> None:
-        place, last = places.pop(value), there.pop()
-        if last != value:
-            there[place], places[last] = last, place
-
-    for position, instruction in enumerate(schedule.instructions):
+    now = -1
+    for instruction in schedule.instructions:
         if not isinstance(instruction, Compute):
-            remove(instruction.value)
+            stays.append(Lifetime(instruction.value, made_at.pop(instruction.value), now + 1))
             continue
-        outputs = graph.nodes[instruction.node].outputs
-        if instruction.node in ran:
-            outputs = tuple(v for v in outputs if not graph.values[v].first_run_only)
+        now += 1
+        again = instruction.node in ran
         ran.add(instruction.node)
-        twice = [v for v in outputs if v in places]
-        for value in outputs:
-            if value not in places:
-                places[value] = len(there)
-                there.append(value)
-        there.extend(twice)
-        yield position, instruction.node, there
-        del there[len(there) - len(twice) :]
+        for value in graph.nodes[instruction.node].outputs:
+            if again and graph.values[value].first_run_only:
+                continue
+            if value in made_at:
+                stays.append(Lifetime(value, now, now + 1))
+            else:
+                made_at[value] = now
+    stays.extend(Lifetime(value, first, now + 1) for value, first in made_at.items())
+    return stays
 
 
 def residents_at(graph: Graph, schedule: Schedule, position: int) -> list[int]:
-    """The values that are there while one instruction runs.
+    """The values that are there while one computation runs.
 
     Args:
         graph: the training step.
         schedule: one that can be executed.
-        position: index of a `Compute` in it; nothing is there at any other.
+        position: index of a `Compute` among the instructions.
 
     Returns:
         Indices of values; one that is made a second time is there twice.
     """
-    for at, _, there in residencies(graph, schedule):
-        if at == position:
-            return list(there)
-    return []
+    now = sum(isinstance(i, Compute) for i in schedule.instructions[:position])
+    return [stay.value for stay in lifetimes(graph, schedule) if stay.first <= now < stay.stop]

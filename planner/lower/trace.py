@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -16,12 +17,18 @@ from torch._functorch._aot_autograd.descriptors import (
 )
 from torch._functorch._aot_autograd.schemas import JointWithDescriptors
 from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
+from torch.fx import traceback
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 
 from planner.errors import CaptureError
 from planner.lower.fakes import KnownConstants
 from planner.reading import FlatOutput, OutputRole, Traced
+from planner.step import StepModule
+
+_FORWARD_LAYER, _BACKWARD_LAYER = "nn_module_stack", "fwd_nn_module_stack"
+# In a step module the layers of the model have the names that they have in the model.
+_LAYER_OF_STEP = {"": "loss", "model": ""}
 
 TORCH_VERSION = torch.__version__.split("+")[0]
 # Before 2.13 autograd keeps the gradients that it hands to a compiled backward until that backward returns.
@@ -29,7 +36,12 @@ TANGENTS_STAY = tuple(int(part) for part in TORCH_VERSION.split(".")[:2]) < (2, 
 
 
 def export_joint(
-    stack: ExitStack, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    stack: ExitStack,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    root: str = "",
 ) -> JointWithDescriptors:
     """The joint forward and backward graph of a call of a module, without decompositions.
 
@@ -38,12 +50,51 @@ def export_joint(
         module: with fake parameters.
         args: fake positional inputs.
         kwargs: fake named inputs.
+        root: layer of the calls that lie in no module below this one.
 
     Returns:
         The graph, the order of its inputs, and what is needed to compile it.
     """
-    with KnownConstants():
+    with KnownConstants(), naming_layers(module, root=root):
         return aot_export_joint_with_descriptors(stack, module, args, kwargs)
+
+
+@contextmanager
+def naming_layers(module: nn.Module, *, root: str) -> Iterator[None]:
+    """Calls traced inside carry the name of the module that made them; AOTAutograd hands it on to backward.
+
+    Args:
+        module: that is called.
+        root: name of what lies in no module below it.
+    """
+    outer: list[Any] = []  # torch replaces the dict `current_meta` now and then: it is read anew each time
+
+    def enter(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any) -> None:
+            outer.append(traceback.current_meta.get(_FORWARD_LAYER))
+            traceback.current_meta[_FORWARD_LAYER] = {name: (name, type(module))}
+
+        return hook
+
+    def leave(module: nn.Module, args: Any, outputs: Any) -> None:
+        before = outer.pop()
+        if before is None:
+            traceback.current_meta.pop(_FORWARD_LAYER, None)
+        else:
+            traceback.current_meta[_FORWARD_LAYER] = before
+
+    hooks = []
+    with_loss = isinstance(module, StepModule)
+    for name, part in module.named_modules():
+        if not isinstance(part, torch.jit.ScriptModule):
+            layer = _LAYER_OF_STEP.get(name, name.removeprefix("model.")) if with_loss else name or root
+            hooks.append(part.register_forward_pre_hook(enter(layer)))
+            hooks.append(part.register_forward_hook(leave, always_call=True))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def traced_of(module: fx.GraphModule) -> Traced:
@@ -82,7 +133,14 @@ def traced_of(module: fx.GraphModule) -> Traced:
             n for n in calls if torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ())
         ),
         opaque=frozenset(n for n in calls if _is_opaque(n.target)),
+        layers={n: _layer(n) for n in calls},
     )
+
+
+def _layer(call: fx.Node) -> str:
+    """Name of the module that a call comes from; of a call in backward, that of the forward call."""
+    names = call.meta.get(_FORWARD_LAYER) or call.meta.get(_BACKWARD_LAYER) or {"": None}
+    return next(reversed(names))
 
 
 def _input_index(desc: Any) -> int | None:

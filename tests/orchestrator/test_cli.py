@@ -155,7 +155,7 @@ def test_a_closed_port_is_said_within_seconds(write_job: Any):
 
 
 def test_help_of_every_verb_shows_an_example():
-    for verb in ("train", "plan", "submit", "status", "logs", "stop", "list"):
+    for verb in ("train", "plan", "explain", "submit", "status", "logs", "stop", "list"):
         result = lowtide(verb, "--help")
         assert result.exit_code == 0
         assert f"Example: lowtide {verb}" in result.stdout
