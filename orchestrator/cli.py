@@ -24,7 +24,7 @@ from planner.plan_command import (
     BudgetText,
     JobPath,
     PicturePath,
-    PlanWorkload,
+    PrepareWorkload,
     explain_file,
     plan_command,
 )
@@ -98,11 +98,11 @@ def _load_job(path: Path) -> Workload:
     return JobSpec.load(path) if "train" in read_yaml(path) else Workload.load(path)
 
 
-def _planning() -> PlanWorkload:
+def _preparing() -> PrepareWorkload:
     # As above, torch is loaded only for a file that can be read.
-    from orchestrator.planning import plan_step
+    from orchestrator.planning import prepare_step
 
-    return plan_step
+    return prepare_step
 
 
 @app.command(epilog="Example: lowtide submit deploy/jobs/quickstart.yaml --address http://127.0.0.1:8265")
@@ -226,7 +226,7 @@ def explain(
 app.command(
     "plan",
     epilog="Example: lowtide plan deploy/jobs/quickstart.yaml --budget 70% --hardware h100-sxm --out plan.json",
-)(plan_command(_load_job, _planning, guard=_answers, show=show))
+)(plan_command(_load_job, _preparing, guard=_answers, show=show))
 
 
 def main() -> None:

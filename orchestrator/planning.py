@@ -10,7 +10,8 @@ from orchestrator.job import JobSpec
 from orchestrator.worker import make_optimizer, make_schedule, with_loss
 from planner import Plan
 from planner.lower.fakes import building_without_memory
-from planner.pipeline import plan_workload
+from planner.pipeline import plan_prepared, prepare_workload
+from planner.prepared import Prepared
 from planner.workload import Workload
 
 
@@ -35,11 +36,16 @@ def plan_job(job: JobSpec) -> Plan:
         planner.CaptureError: the step cannot be captured.
         WorkloadError: the model, loss or optimizer cannot be made.
     """
+    return plan_prepared(prepare_job(job), job)
+
+
+def prepare_job(job: JobSpec) -> Prepared[Plan]:
+    """The step of each rank of a job, ready to be planned; raises what `plan_job` raises but InfeasibleError."""
     num_threads = torch.get_num_threads()
     # Some kernels allocate for each thread: their workspace is measured with as many as a rank will have.
     torch.set_num_threads(job.train.threads_per_worker)
     try:
-        return plan_workload(
+        return prepare_workload(
             job,
             device=job.train.device,
             optimizer=functools.partial(make_optimizer, job),
@@ -50,6 +56,6 @@ def plan_job(job: JobSpec) -> Plan:
         torch.set_num_threads(num_threads)
 
 
-def plan_step(workload: Workload) -> Plan:
-    """The plan of a job's rank, or of a workload that says nothing of training: one rank without accumulation."""
-    return plan_job(workload) if isinstance(workload, JobSpec) else plan_workload(workload)
+def prepare_step(workload: Workload) -> Prepared[Plan]:
+    """The step of a job's rank, or of a workload that says nothing of training: one rank without accumulation."""
+    return prepare_job(workload) if isinstance(workload, JobSpec) else prepare_workload(workload)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import typer
 
-from planner.plan_command import Answer, PlanWorkload, plan_command
+from planner.plan_command import Answer, PrepareWorkload, plan_command
 from planner.workload import Workload
 
 _INTERRUPTED = 130
@@ -33,10 +33,10 @@ def quiet_libraries() -> None:
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL + 1)
 
 
-def _planning() -> PlanWorkload:
-    from planner.pipeline import plan_workload  # torch takes seconds; a wrong job file is answered before
+def _preparing() -> PrepareWorkload:
+    from planner.pipeline import prepare_workload  # torch takes seconds; a wrong job file is answered before
 
-    return plan_workload
+    return prepare_workload
 
 
 @contextlib.contextmanager
@@ -57,7 +57,7 @@ def main() -> None:
     quiet_libraries()
     logging.basicConfig(level=logging.WARNING, format="lowtide: %(message)s", stream=sys.stderr)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    command = plan_command(Workload.load, _planning, guard=_guard, show=show)
+    command = plan_command(Workload.load, _preparing, guard=_guard, show=show)
     app.command(epilog="Example: python -m planner deploy/jobs/quickstart.yaml --budget 70% --json")(command)
     app(prog_name="python -m planner")
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from planner.bare_graph import read_bare_graph
-from planner.errors import InfeasibleError
-from planner.problem import Budget, Problem
+from planner.prepared import Prepared
+from planner.problem import Problem
 from planner.schedule import Compute, Schedule
-from planner.simulate import Trace, simulate
+from planner.simulate import Trace
 from planner.solution import Solution, Status
-from planner.solvers.retain_all import retain_all_schedule
-from planner.solving import chosen_solver, solve
 from planner.whole_file import write_whole
 
 
@@ -73,65 +71,18 @@ class BareAnswer:
         write_whole(path, json.dumps(list(self.schedule.node_order)) + "\n")
 
 
-def bare_problem(path: str | Path) -> tuple[Problem, Trace]:
-    """The graph of a file as a problem without a budget, and its replay with everything retained.
+def bare_step(path: str | Path) -> Prepared[BareAnswer]:
+    """The graph of a file, ready to be planned.
 
     Raises:
         ValueError: the file holds no graph.
     """
-    problem = Problem(read_bare_graph(path), 0)
-    return problem, simulate(problem, retain_all_schedule(problem))
+    return Prepared.of(Problem(read_bare_graph(path), 0), hardware=None, written=_answer_of)
 
 
-def plan_bare(
-    path: str | Path, *, budget: str, solver: str, free_order: bool, time_limit_s: float
-) -> BareAnswer:
-    """Plan the graph of a file.
-
-    Args:
-        path: of the file.
-        budget: bytes with a unit, a share of the peak with everything retained, or "none".
-        solver: name of the algorithm.
-        free_order: it may change the order of the nodes.
-        time_limit_s: seconds of the search.
-
-    Returns:
-        A schedule whose replayed peak is within the budget.
-
-    Raises:
-        InfeasibleError: none was found.
-        SolverError: the solver itself failed.
-        ValueError: malformed file or budget, unknown solver.
-    """
-    asked = Budget.parse(budget)
-    chosen_solver(solver, time_limit_s=time_limit_s, free_order=free_order)
-    problem, retained_all = bare_problem(path)
-    peak_bytes = retained_all.peak_bytes
-    problem = replace(
-        problem,
-        budget_bytes=asked.resolve_bytes(retained_all_peak_bytes=peak_bytes, resident_bytes=0),
-    )
-    graph = problem.costed.graph
-    try:
-        solution = solve(problem, time_limit_s=time_limit_s, solver=solver, free_order=free_order)
-    except InfeasibleError as error:
-        error.facts |= {
-            "solver": solver,
-            "retained_all_peak_bytes": peak_bytes,
-            "static_bytes": 0,
-            "num_nodes": len(graph.nodes),
-            "graph_hash": graph.digest,
-            "hardware": None,
-        }
-        raise
-    return _answer_of(problem, solution, retained_all)
-
-
-def _answer_of(problem: Problem, solution: Solution, retained_all: Trace) -> BareAnswer:
+def _answer_of(problem: Problem, solution: Solution, trace: Trace, retained_all: Trace) -> BareAnswer:
     costed, schedule = problem.costed, solution.schedule
     assert schedule is not None
-    trace = simulate(problem, schedule)
-    assert trace.peak_bytes <= problem.budget_bytes, "the judge rejects the solver's schedule"
     extra_s = max(0.0, trace.time_s - costed.step_s)
     peak_step = schedule.instructions[trace.peak_instruction]
     assert isinstance(peak_step, Compute)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 from collections.abc import Callable
 from typing import Any
@@ -13,19 +14,18 @@ from cost_models.hardware import load_hardware
 from cost_models.roofline import Roofline
 from planner.capture import Captured, capture
 from planner.costed import annotate
-from planner.errors import InfeasibleError
 from planner.graph import Phase
 from planner.lower.compile import check_model
 from planner.lower.fakes import building_without_memory
 from planner.lower.module import PlannedModule
 from planner.plan_file import Plan, Provenance, instructions_of
+from planner.prepared import Prepared, plan_within
 from planner.problem import Budget, Problem
 from planner.schedule import Compute
-from planner.simulate import Trace, simulate
+from planner.simulate import Trace
 from planner.solution import Solution, Status
 from planner.solvers import DEFAULT_SOLVER
-from planner.solvers.retain_all import retain_all_schedule
-from planner.solving import chosen_solver, solve
+from planner.solving import chosen_solver
 from planner.static import static_memory
 from planner.step import StepModule
 from planner.step_table import StepTable
@@ -78,56 +78,59 @@ def plan(
         SolverError: the solver itself failed.
         ValueError: a malformed budget, unknown hardware or solver.
     """
-    asked = Budget.parse(budget)
+    Budget.parse(budget)
     chosen_solver(solver, time_limit_s=time_limit_s, free_order=free_order)
+    prepared = prepare(
+        model,
+        batch,
+        loss=loss,
+        hardware=hardware,
+        optimizer=optimizer,
+        world_size=world_size,
+        accumulation=accumulation,
+    )
+    return plan_within(
+        prepared, budget=budget, time_limit_s=time_limit_s, solver=solver, free_order=free_order
+    )
+
+
+def prepare(
+    model: nn.Module,
+    batch: Any,
+    *,
+    loss: Callable[[Any, Any], torch.Tensor] | None = None,
+    hardware: str = HOST,
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
+    world_size: int = 1,
+    accumulation: int = 1,
+) -> Prepared[Plan]:
+    """Capture and price the training step of a model; the arguments are those of `plan`.
+
+    Raises:
+        CaptureError: the step cannot be captured.
+        ValueError: unknown hardware.
+    """
     cost_model = Roofline(load_hardware(hardware))
     captured = capture(model, batch, loss=loss)
     graph, workspace = captured.graph, "not counted"
     if hardware == HOST and captured.signature.device == "cpu":
         graph, num_unknown = with_workspaces(captured.graph, captured.calls)
         workspace = "measured" if not num_unknown else f"measured, {num_unknown} operations unknown"
-    costed = annotate(graph, cost_model)
     static = static_memory(
         captured, model, optimizer=optimizer, world_size=world_size, accumulation=accumulation
     )
-    everything = Problem(costed, 0, static)
-    retained_all = simulate(everything, retain_all_schedule(everything))
-    problem = Problem(
-        costed,
-        asked.resolve_bytes(
-            retained_all_peak_bytes=retained_all.peak_bytes, resident_bytes=static.resident_bytes
-        ),
-        static,
+    provenance = Provenance(
+        lowtide_version=importlib.metadata.version("lowtide"),
+        hardware=hardware,
+        cost_model=cost_model.name,
+        workspace=workspace,
+        world_size=world_size,
+        accumulation=accumulation,
     )
-    try:
-        solution = solve(problem, time_limit_s=time_limit_s, solver=solver, free_order=free_order)
-    except InfeasibleError as error:
-        error.facts |= {
-            "solver": solver,
-            "retained_all_peak_bytes": retained_all.peak_bytes,
-            "static_bytes": static.resident_bytes,
-            "num_nodes": len(graph.nodes),
-            "graph_hash": graph.digest,
-            "hardware": hardware,
-        }
-        raise
-    assert solution.schedule is not None
-    trace = simulate(problem, solution.schedule)
-    assert trace.peak_bytes <= problem.budget_bytes, "the judge rejects the solver's schedule"
-    return _plan_of(
-        captured,
-        problem,
-        solution,
-        trace,
-        retained_all,
-        Provenance(
-            lowtide_version=importlib.metadata.version("lowtide"),
-            hardware=hardware,
-            cost_model=cost_model.name,
-            workspace=workspace,
-            world_size=world_size,
-            accumulation=accumulation,
-        ),
+    return Prepared.of(
+        Problem(annotate(graph, cost_model), 0, static),
+        hardware=hardware,
+        written=functools.partial(_plan_of, captured, provenance),
     )
 
 
@@ -155,22 +158,48 @@ def plan_workload(
         WorkloadError: model, batch, loss or optimizer cannot be made.
         CaptureError, InfeasibleError, ValueError: as for `plan`.
     """
+    prepared = prepare_workload(
+        workload, device=device, optimizer=optimizer, world_size=world_size, accumulation=accumulation
+    )
+    return plan_prepared(prepared, workload)
+
+
+def plan_prepared(prepared: Prepared[Plan], workload: Workload) -> Plan:
+    """Plan a prepared step with the budget and the solver that its file names."""
+    return plan_within(
+        prepared,
+        budget=workload.budget,
+        time_limit_s=workload.solver.time_limit_s,
+        solver=workload.solver.name,
+        free_order=workload.solver.free_order,
+    )
+
+
+def prepare_workload(
+    workload: Workload,
+    *,
+    device: str = "cpu",
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
+    world_size: int = 1,
+    accumulation: int = 1,
+) -> Prepared[Plan]:
+    """Capture and price what a file names; the arguments are those of `plan_workload`.
+
+    Raises:
+        WorkloadError, CaptureError, ValueError: as for `plan_workload`.
+    """
     loss = workload.loss_fn()
     with building_without_memory(), torch.device(device):
         model = workload.build_model(fake=True)
         inputs, targets = workload.example_batch()
     step = model if loss is None else StepModule(model, loss)
-    return plan(
+    return prepare(
         step.train(),
         inputs if loss is None else (inputs, targets),
-        budget=workload.budget,
         hardware=workload.hardware,
         optimizer=optimizer or workload.optimizer_factory(),
         world_size=world_size,
         accumulation=accumulation,
-        time_limit_s=workload.solver.time_limit_s,
-        solver=workload.solver.name,
-        free_order=workload.solver.free_order,
     )
 
 
@@ -196,11 +225,11 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
 
 def _plan_of(
     captured: Captured,
+    provenance: Provenance,
     problem: Problem,
     solution: Solution,
     trace: Trace,
     retained_all: Trace,
-    provenance: Provenance,
 ) -> Plan:
     graph, costed = problem.costed.graph, problem.costed
     assert solution.schedule is not None
@@ -216,7 +245,7 @@ def _plan_of(
         provenance=provenance,
         status="optimal" if solution.status is Status.OPTIMAL else "feasible",
         solver=solution.solver,
-        gap=solution.gap,
+        gap=min(1.0, solution.gap),
         solve_s=solution.solve_s,
         num_nodes=len(graph.nodes),
         num_forward=graph.num_forward,
@@ -229,7 +258,7 @@ def _plan_of(
         retained_all_peak_bytes=retained_all.peak_bytes,
         static_bytes=problem.static.resident_bytes,
         step_s=costed.step_s,
-        extra_time_fraction=(trace.time_s - costed.step_s) / costed.step_s if costed.step_s else 0.0,
+        extra_time_fraction=max(0.0, trace.time_s - costed.step_s) / costed.step_s if costed.step_s else 0.0,
         peak_owner=peak_owner,
         instructions=instructions_of(solution.schedule),
         timeline_bytes=trace.timeline_bytes,

@@ -21,6 +21,7 @@ from planner.workload import SolverSpec, Workload, check_budget
 if TYPE_CHECKING:
     from planner.bare_answer import BareAnswer
     from planner.plan_file import Plan
+    from planner.prepared import Prepared
 
 JobPath = Annotated[
     Path, typer.Argument(metavar="JOB", help="A job file, for example deploy/jobs/quickstart.yaml.")
@@ -49,9 +50,10 @@ SolverName = Annotated[
 FreeOrder = Annotated[bool, typer.Option("--free-order", help="The order of the operations may change.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, for machines.")]
 
+_SOLVER_LIBRARIES = ("highspy", "pulp")
 _PICTURES = (".png", ".pdf", ".svg")
 
-PlanWorkload = Callable[[Workload], "Plan"]
+PrepareWorkload = Callable[[Workload], "Prepared[Plan]"]
 
 
 @dataclass(frozen=True)
@@ -102,11 +104,6 @@ class PlanRequest:
         if self.picture is not None:
             check_picture(self.picture)
 
-    @property
-    def solver_spec(self) -> SolverSpec:
-        """The solver of a graph, which has no job to name one."""
-        return self.changed(SolverSpec())
-
     def changed(self, spec: SolverSpec) -> SolverSpec:
         """A job's solver with what the command line says."""
         given = {"time_limit": self.time_limit, "name": self.solver, "free_order": self.free_order or None}
@@ -142,29 +139,37 @@ class Answer:
 
 
 def answer(
-    request: PlanRequest, *, load: Callable[[Path], Workload], planning: Callable[[], PlanWorkload]
+    request: PlanRequest, *, load: Callable[[Path], Workload], preparing: Callable[[], PrepareWorkload]
 ) -> Answer:
     """Do what was asked.
 
     Args:
         request: job or graph, and options.
         load: reads a job file.
-        planning: gives what makes the plan of a workload; it may load torch.
+        preparing: gives what captures the step of a workload; it may load torch.
 
     Raises:
         ValueError: bad input.
     """
     try:
-        plan = _planned(request, load, planning)
+        plan = _planned(request, load, preparing)
     except InfeasibleError as error:
         return Answer(1, infeasible_object(error), complaint=str(error))
     except SolverError as error:
-        return Answer(1, {"status": "failed", "message": str(error)}, complaint=str(error))
+        return _failed(str(error))
+    except ModuleNotFoundError as error:
+        if error.name not in _SOLVER_LIBRARIES:
+            raise
+        return _failed(f"the solver needs {error.name}, which is not installed. Install it.")
     if request.out is not None:
         plan.save(request.out)
     if request.picture is not None:
         draw_memory(plan, request.picture)
     return Answer(0, plan_object(plan), plan_lines(plan))
+
+
+def _failed(sentence: str) -> Answer:
+    return Answer(1, {"status": "failed", "message": sentence}, complaint=sentence)
 
 
 def check_picture(path: Path) -> None:
@@ -205,29 +210,36 @@ def explain_file(path: Path, *, depth: int | None, picture: Path | None) -> Answ
 
 
 def _planned(
-    request: PlanRequest, load: Callable[[Path], Workload], planning: Callable[[], PlanWorkload]
+    request: PlanRequest, load: Callable[[Path], Workload], preparing: Callable[[], PrepareWorkload]
 ) -> Plan | BareAnswer:
+    prepared, budget, spec = _prepared(request, load, preparing)
+    from planner.prepared import plan_within
+
+    return plan_within(
+        prepared,
+        budget=budget,
+        time_limit_s=spec.time_limit_s,
+        solver=spec.name,
+        free_order=spec.free_order,
+    )
+
+
+def _prepared(
+    request: PlanRequest, load: Callable[[Path], Workload], preparing: Callable[[], PrepareWorkload]
+) -> tuple[Prepared[Plan | BareAnswer], str, SolverSpec]:
+    """What is planned, the budget, and the solver."""
     if request.graph is None:
         assert request.job is not None
         workload = request.changed_workload(load(request.job))
-        return planning()(workload)
-    spec = request.solver_spec
-    try:
-        from planner.bare_answer import plan_bare
-    except ModuleNotFoundError as error:
-        raise SolverError(f"a solver needs {error.name}, which is not installed. Install it.") from error
-    return plan_bare(
-        request.graph,
-        budget=request.budget or "none",
-        solver=spec.name,
-        free_order=spec.free_order,
-        time_limit_s=spec.time_limit_s,
-    )
+        return preparing()(workload), workload.budget, workload.solver
+    from planner.bare_answer import bare_step
+
+    return bare_step(request.graph), request.budget or "none", request.changed(SolverSpec())
 
 
 def plan_command(
     load: Callable[[Path], Workload],
-    planning: Callable[[], PlanWorkload],
+    preparing: Callable[[], PrepareWorkload],
     *,
     guard: Callable[..., AbstractContextManager[None]],
     show: Callable[[Answer, bool], None],
@@ -236,7 +248,7 @@ def plan_command(
 
     Args:
         load: reads a job file.
-        planning: as for `answer`.
+        preparing: as for `answer`.
         guard: ``guard(as_json=...)`` turns what is raised into a sentence and an exit status.
         show: ``show(answer, as_json)`` prints.
 
@@ -269,7 +281,7 @@ def plan_command(
                 solver=solver,
                 free_order=free_order,
             )
-            got = answer(request, load=load, planning=planning)
+            got = answer(request, load=load, preparing=preparing)
             show(got, as_json)
             raise typer.Exit(got.status)
 

@@ -133,7 +133,7 @@ def test_a_budget_below_one_node_names_it_and_the_smallest_that_works(graph: Pat
         (["--graph", "graph.json", "--hardware", "host"], "no meaning for a graph"),
         (["--graph", "graph.json", "--out", "no/where.json"], "there is no folder"),
         (["--graph", "graph.json", "--out", "."], "no regular file"),
-        (["--graph", "graph.json", "--picture", "x.gif"], "must end in .png"),
+        (["--graph", "graph.json", "--picture", "x.gif"], "must end in one of .png"),
         (["--graph", "graph.json", "--free-order", "--solver", "retain_all"], "keeps the given order"),
     ],
 )
