@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from planner.problem import Problem
@@ -32,8 +34,21 @@ def least_need_bytes(problem: Problem) -> int:
     return max(most + problem.static.resident_bytes, problem.static.optimizer_step_peak_bytes)
 
 
-def covering_bound_s(problem: Problem) -> float:
-    """Seconds that any schedule takes in which backward runs in the graph's order.
+@dataclass(frozen=True)
+class Cover:
+    """The least that must run again, counted once.
+
+    Attributes:
+        bound_s: seconds that any schedule takes in which nodes first run in the graph's order.
+        nodes: forward nodes whose second run frees what is too much; the last of them may be needed in part.
+    """
+
+    bound_s: float
+    nodes: tuple[int, ...]
+
+
+def cheapest_cover(problem: Problem) -> Cover:
+    """Nodes that weigh at least what does not fit when backward begins, or at a later time.
 
     When backward node t runs for the first time, each forward value that t or a later node reads is there, or its
     node runs again afterwards. Those that are there fit into the budget beside what backward has made, so nodes
@@ -48,7 +63,7 @@ def covering_bound_s(problem: Problem) -> float:
         problem: graph, seconds, budget, static memory.
 
     Returns:
-        Seconds; the step's own without a forward phase.
+        The bound, which is the step's own time without a forward phase, and the nodes of the binding time.
     """
     costed = problem.costed
     graph, cut = costed.graph, costed.graph.num_forward
@@ -66,7 +81,7 @@ def covering_bound_s(problem: Problem) -> float:
         elif value.node < cut <= last and value.size_bytes:
             optional.append((v, last))
     sure = np.cumsum(certain[:-1])
-    extra_s = 0.0
+    extra_s, chosen = 0.0, ()
     for t in _turning_points(cut, len(graph.nodes), [last for _, last in optional]):
         size: dict[int, int] = {}
         reads = set(graph.nodes[t].inputs)
@@ -77,10 +92,10 @@ def covering_bound_s(problem: Problem) -> float:
                 size[value.node] = size.get(value.node, 0) + value.size_bytes
         excess = sum(size.values()) + sure[t] + there + graph.nodes[t].workspace_bytes - room
         if excess > 0:
-            extra_s = max(
-                extra_s, _cheapest_cover_s([(costed.time_s[k], m) for k, m in size.items()], excess)
-            )
-    return costed.step_s + extra_s
+            cost_s, nodes = _cheapest([(costed.time_s[k], m, k) for k, m in size.items()], excess)
+            if cost_s > extra_s or not chosen:
+                extra_s, chosen = max(cost_s, extra_s), nodes
+    return Cover(costed.step_s + extra_s, chosen)
 
 
 def _turning_points(first: int, stop: int, ends: list[int]) -> list[int]:
@@ -90,13 +105,14 @@ def _turning_points(first: int, stop: int, ends: list[int]) -> list[int]:
     return [t for t in times if t >= first][::step]
 
 
-def _cheapest_cover_s(items: list[tuple[float, int]], excess: float) -> float:
-    """Least cost of items (seconds, bytes) that weigh at least the excess; fractional unless all are equal."""
-    whole = len(set(items)) == 1
-    cost = 0.0
-    for time_s, size_bytes in sorted(items, key=lambda item: item[0] / item[1]):
+def _cheapest(items: list[tuple[float, int, int]], excess: float) -> tuple[float, tuple[int, ...]]:
+    """Least cost of items (seconds, bytes, node) that weigh the excess or more; fractional unless all are equal."""
+    whole = len({item[:2] for item in items}) == 1
+    cost, nodes = 0.0, list[int]()
+    for time_s, size_bytes, node in sorted(items, key=lambda item: item[0] / item[1]):
         if excess <= 0:
             break
         cost += time_s * (1.0 if whole else min(1.0, excess / size_bytes))
         excess -= size_bytes
-    return cost
+        nodes.append(node)
+    return cost, tuple(nodes)

@@ -101,11 +101,18 @@ def measure(costed: CostedGraph, blocks: list[Block], fixed: frozenset[int]) -> 
             return Run(nodes, sum(costed.time_s[k] for k in nodes), own_input, passing)
 
         block.first_out = run(block.forward, out, again=False)
-        block.first_all = run(block.forward, out | block.inner, again=False)
-        block.again_out = run(nodes_to_run(graph, out, there), out)
-        block.again_all = run(nodes_to_run(graph, out | block.inner, there), out | block.inner)
-        block.again_backward = run(nodes_to_run(graph, own, there), own)
-        block.again_inner = run(nodes_to_run(graph, block.inner, there | out), block.inner)
+        if first == last and not block.inner:
+            # A plain link of a chain: all its runs are alike, and none is needed where its output is there.
+            block.first_all, block.again_inner = block.first_out, Run([], 0.0, 0, 0)
+            again = run(block.forward, out)
+            block.again_out = block.again_all = again
+            block.again_backward = again if own else block.again_inner
+        else:
+            block.first_all = run(block.forward, out | block.inner, again=False)
+            block.again_out = run(nodes_to_run(graph, out, there), out)
+            block.again_all = run(nodes_to_run(graph, out | block.inner, there), out | block.inner)
+            block.again_backward = run(nodes_to_run(graph, own, there), own)
+            block.again_inner = run(nodes_to_run(graph, block.inner, there | out), block.inner)
         before_value = block.output
 
 

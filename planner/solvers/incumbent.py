@@ -41,6 +41,10 @@ class Incumbent:
         """Wall-clock seconds since the solve began."""
         return time.perf_counter() - self.start
 
+    def attains_bound(self, *, gap: float = 0.0) -> bool:
+        """Whether the schedule takes no more than the bound and the gap (a share of the step's time)."""
+        return self.time_s - self.bound_s <= max(gap, _ROUNDING) * self.problem.costed.step_s
+
     def answer(self, *, infeasible: bool = False, gap: float = 0.0) -> Solution:
         """The answer as it stands.
 
@@ -56,9 +60,7 @@ class Incumbent:
             infeasible = infeasible or least_need_bytes(self.problem) > self.problem.budget_bytes
             status = Status.INFEASIBLE if infeasible else Status.NOT_FOUND
         else:
-            unproven_s = self.time_s - self.bound_s
-            close = unproven_s <= max(gap, _ROUNDING) * self.problem.costed.step_s
-            status = Status.OPTIMAL if close else Status.FEASIBLE
+            status = Status.OPTIMAL if self.attains_bound(gap=gap) else Status.FEASIBLE
         return Solution(
             status=status,
             schedule=self.schedule,

@@ -18,7 +18,7 @@ from planner.simulate import simulate
 from planner.solution import Status
 from planner.solvers import griewank, solver_named
 from planner.solvers.articulation import articulation_points
-from planner.solvers.bounds import covering_bound_s, least_need_bytes
+from planner.solvers.bounds import cheapest_cover, least_need_bytes
 from planner.solvers.chain_blocks import chain_of_blocks
 from planner.solvers.chain_dp import ChainDp
 from planner.solvers.checkmate import Checkmate
@@ -156,7 +156,7 @@ def test_checkmate_is_no_worse_than_any_other_and_its_rounding_no_better(seed: i
             assert trace.peak_bytes <= asked.budget_bytes
             assert trace.time_s == pytest.approx(solution.time_s)
     if best.schedule is not None:
-        assert covering_bound_s(asked) <= best.time_s + 1e-6
+        assert cheapest_cover(asked).bound_s <= best.time_s + 1e-6
         assert least_need_bytes(asked) <= asked.budget_bytes
 
 
@@ -217,7 +217,7 @@ def test_skips_of_backward_join_blocks():
 def test_the_bound_of_a_unit_chain_counts_what_cannot_be_there():
     # 8 nodes in 6 bytes: at b7 v7, v6, g7 are there, 3 bytes are left for v0..v5: three run again. 16 + 3 = 19.
     asked = problem(priced(chain((1,) * 8)), 6)
-    assert covering_bound_s(asked) == 19.0
+    assert cheapest_cover(asked).bound_s == 19.0
     solution = ChainDp().solve(asked)
     assert (solution.status, solution.time_s) == (Status.OPTIMAL, 19.0)
 
