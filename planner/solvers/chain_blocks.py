@@ -70,13 +70,29 @@ def _assign_backward(graph: Graph, blocks: list[Block], fixed: frozenset[int]) -
                 if v not in fixed:
                     home[v] = (i, i + 1 if v == block.output else i)
     current = len(blocks) - 1
+    waiting: list[int] = []
     for j in range(graph.num_forward, len(graph.nodes)):
-        lowest, highest = 0, current
-        for v in graph.nodes[j].inputs:
-            if v in home:
-                lowest, highest = max(lowest, home[v][0]), min(highest, home[v][1])
+        reads = [home[v] for v in graph.nodes[j].inputs if v in home]
+        waiting.append(j)
+        if not reads:
+            continue
+        lowest, highest = max(low for low, _ in reads), min(current, *(high for _, high in reads))
         if highest < lowest:
             return [blocks[i].forward[-1] for i in range(highest, lowest)]
         current = highest
-        blocks[current].backward.append(j)
+        # A node that reads no forward value waits for the next one that does: the block above has no need of it.
+        blocks[current].backward += waiting
+        waiting = []
+    blocks[0].backward += waiting
+    for above, block in zip(blocks[:0:-1], blocks[-2::-1], strict=True):
+        if not block.backward:
+            _hand_down(graph, above, block, {v for v, (low, _) in home.items() if blocks[low] is above})
     return []
+
+
+def _hand_down(graph: Graph, above: Block, block: Block, own: set[int]) -> None:
+    """Nodes after the last one that reads values of the block above are those of an empty block."""
+    places = [p for p, j in enumerate(above.backward) if own & set(graph.nodes[j].inputs)]
+    if places:
+        block.backward = above.backward[places[-1] + 1 :]
+        del above.backward[places[-1] + 1 :]

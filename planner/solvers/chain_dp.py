@@ -14,6 +14,7 @@ from planner.solution import Solution
 from planner.solvers.articulation import has_backward
 from planner.solvers.bounds import cheapest_cover
 from planner.solvers.chain_blocks import chain_of_blocks
+from planner.solvers.chain_equal import persistent_is_optimal
 from planner.solvers.chain_measure import Block
 from planner.solvers.chain_tables import ChainTables, Choice
 from planner.solvers.incumbent import Incumbent
@@ -32,8 +33,8 @@ class ChainDp:
     """Rotor's dynamic program: a value that is kept stays to its block's backward, at any depth of nesting.
 
     The forward graph is cut where one value crosses. Of a block the inner values are kept together or made again
-    together. It is `OPTIMAL` where the answer equals a bound that holds for every schedule (FORMULATIONS.md), which
-    is so whenever no value need be made a third time on a chain of equal nodes; else `FEASIBLE`.
+    together. It is `OPTIMAL` where the answer equals a bound that holds for every schedule, and on chains of equal
+    sizes, where that is proven (FORMULATIONS.md); else `FEASIBLE`.
 
     Attributes:
         time_limit_s: for the whole solve.
@@ -92,6 +93,9 @@ class ChainDp:
                 continue
             if best.offer(schedule_of_order(graph, _order(tables, unit, units))) == 0:
                 break
+        exact = unit == _common_bytes(problem) and math.isclose(best.time_s, times[-1], rel_tol=1e-9)
+        if exact and persistent_is_optimal(graph, blocks):
+            best.bound_s = best.time_s
         return best.answer()
 
     def _unit_bytes(self, problem: Problem, num_blocks: int, room: int) -> int:
@@ -127,6 +131,16 @@ def _order(tables: ChainTables, unit: int, units: int) -> list[int]:
         elif step.choice is Choice.ALL:
             order += (block.first_all if t == last else block.again_all).nodes
             stack += [block.backward, (s + 1, t, m - tables.kept[s], with_output)]
+        elif step.choice is Choice.PASS:
+            q = step.split + 1
+            for between in blocks[s:q]:
+                order += (between.first_out if t == last else between.again_out).nodes
+            stack.append((s, q - 1, m, False))
+            if q == t:
+                order += _one(blocks[q], first=t == last, with_output=with_output)
+            else:
+                order += (blocks[q].first_all if t == last else blocks[q].again_all).nodes
+                stack += [blocks[q].backward, (q + 1, t, m - tables.kept[q], with_output)]
         else:
             p = step.split
             for between in blocks[s : p + 1]:

@@ -36,7 +36,7 @@ class Block:
         backward: nodes; those of the last block begin with the loss.
         output: the value that later blocks read; None for the last block.
         output_bytes: its size; 0 for the last block.
-        reads_output: backward of this block reads the output.
+        reads_input: backward of this block reads the output of the block before.
         inner: values of the block that its backward reads, the output aside.
         kept_bytes: of the inner values and the output.
         before_first_bytes: fixed values of earlier blocks, when the block first runs.
@@ -53,7 +53,7 @@ class Block:
     output: int | None = None
     backward: list[int] = field(default_factory=list)
     output_bytes: int = 0
-    reads_output: bool = False
+    reads_input: bool = False
     inner: set[int] = field(default_factory=set)
     kept_bytes: int = 0
     before_first_bytes: int = 0
@@ -85,7 +85,7 @@ def measure(costed: CostedGraph, blocks: list[Block], fixed: frozenset[int]) -> 
         own = {v for v in reads if first <= graph.values[v].node <= last}
         out = {block.output} if block.output is not None else set[int]()
         block.inner = own - out
-        block.reads_output = bool(own & out)
+        block.reads_input = before_value in reads
         block.output_bytes = sum(graph.values[v].size_bytes for v in out)
         block.kept_bytes = sum(graph.values[v].size_bytes for v in block.inner | out)
         block.beside_bytes, block.before_first_bytes = beside[i], before[i]
@@ -127,9 +127,10 @@ def _beside_bytes(graph: Graph, blocks: list[Block], fixed: frozenset[int]) -> t
     beside: list[int] = []
     before: list[int] = []
     watched = [v for v, value in enumerate(graph.values) if value.node >= cut or v in fixed]
-    start = count
+    start, end = cut, cut
     for block in reversed(blocks):
-        start = block.backward[0] if block.backward else start
+        start = block.backward[0] if block.backward else end
+        end = block.backward[-1] + 1 if block.backward else end
         beside.insert(0, sum(size[v] for v in watched if graph.values[v].node < start <= last[v]))
     for block in blocks:
         start = block.forward[0]

@@ -17,6 +17,7 @@ class Choice(Enum):
     ONE = "one"  # a single block: run it, then its backward
     ALL = "all"  # keep everything of the first block until its backward
     SPLIT = "split"  # keep only the output of a block, come back to those before later
+    PASS = "pass"  # keep everything of a block but not its input, come back to those before later
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Step:
 
     Attributes:
         choice: how it begins.
-        split: for `SPLIT` the last block that is run; its output is kept.
+        split: for `SPLIT` and `PASS` the last block that is run with nothing kept but its output.
     """
 
     choice: Choice
@@ -58,6 +59,10 @@ class ChainTables:
         self.X = np.full((count, count, num_units + 2), np.inf)  # min(B, E)
         self.B_less = np.full((count, count, num_units + 2), np.inf)  # B[s,t,m - output of s-1]
         self.E_less = np.full((count, count, num_units + 2), np.inf)
+        # A[q,t,m]: as B with everything of q kept and its input gone; only where backward of q does not read that.
+        self.A = np.full((count, count, num_units + 2), np.inf)
+        self.A_there = np.full((count, count, num_units + 2), np.inf)
+        self.passes = [not block.reads_input for block in blocks]
         self.units = np.arange(num_units + 2)
         self.units[-1] = -1
         self.out = [-(-block.output_bytes // unit) for block in blocks]
@@ -97,7 +102,7 @@ class ChainTables:
         return one_units, one.time_s, all_units, run_all.time_s, beside
 
     def _fill(self, s: int, t: int, unit: int) -> None:
-        block, units = self.blocks[s], self.units
+        block = self.blocks[s]
         last = t == len(self.blocks) - 1
         one_units, one_s, all_units, all_s, beside = self.needs(s, t, unit)
         row, row_e = self.B[s, t], self.E[s, t]
@@ -114,23 +119,57 @@ class ChainTables:
             run_s, run_units = (self.first_s, self.first_units) if last else (self.run_s, self.run_units)
             need = -(-(run_units[s, s:t] + beside) // unit)
             # (3) Run s..p, keep the output of p, do p+1..t, then s..p with that output or without.
-            base = self.X[s, s:t] + run_s[s, s:t, None]
-            both = np.where(units >= need[:, None], base + self.B_less[s + 1 : t + 1, t], np.inf)
-            both.min(axis=0, out=row)
+            self._best(s, t, need, run_s, less=self.B_less, gone=self.A, row=row)
             # (4) Keep everything of s, do s+1..t, then backward of s.
             self._keep_all(row, self.B[s + 1, t], self.kept[s], all_units, all_s + block.backward_s)
             if not last:
-                need = need + self.out[t]
-                both = np.where(units >= need[:, None], base + self.E_less[s + 1 : t + 1, t], np.inf)
-                both.min(axis=0, out=row_e)
-                all_units += self.out[t]
-                self._keep_all(row_e, self.E[s + 1, t], self.kept[s], all_units, all_s + block.backward_s)
+                self._best(s, t, need + self.out[t], run_s, less=self.E_less, gone=self.A_there, row=row_e)
+                all_there = all_units + self.out[t]
+                self._keep_all(row_e, self.E[s + 1, t], self.kept[s], all_there, all_s + block.backward_s)
+        if s and self.passes[s]:
+            self._pass(s, t, unit)
         np.minimum(row, row_e, out=self.X[s, t])
         if s:
             less = self.out[s - 1]
             if less <= self.num_units:
                 self.B_less[s, t, less:-1] = row[: self.num_units + 1 - less]
                 self.E_less[s, t, less:-1] = row_e[: self.num_units + 1 - less]
+
+    def _best(
+        self,
+        s: int,
+        t: int,
+        need: np.ndarray,
+        run_s: np.ndarray,
+        *,
+        less: np.ndarray,
+        gone: np.ndarray,
+        row: np.ndarray,
+    ) -> None:
+        """row = min over p of (3) and (5), where the run of s..p fits."""
+        both = self.X[s, s:t] + less[s + 1 : t + 1, t]
+        if any(self.passes[s + 1 : t + 1]):
+            # (5) Run s..p, keep everything of p+1 but not its input, do p+2..t, backward of p+1, then s..p.
+            np.minimum(both, self.B[s, s:t] + gone[s + 1 : t + 1, t], out=both)
+        np.where(self.units >= need[:, None], both + run_s[s, s:t, None], np.inf).min(axis=0, out=row)
+
+    def _pass(self, q: int, t: int, unit: int) -> None:
+        """(6) Fill A[q,t] and the same with the output of t there."""
+        block, last = self.blocks[q], t == len(self.blocks) - 1
+        beside = block.before_first_bytes if last else self.blocks[t].beside_bytes
+        if q == t:
+            for table, run, own in (
+                (self.A, block.first_all if last else block.again_backward, 0),
+                (self.A_there, block.again_inner, block.output_bytes),
+            ):
+                need = -(-max(run.passing_bytes + beside + own, block.backward_bytes) // unit)
+                table[q, t, need:-1] = run.time_s + block.backward_s
+            return
+        run = block.first_all if last else block.again_all
+        need = -(-max(run.passing_bytes + beside, block.backward_bytes) // unit)
+        time_s = run.time_s + block.backward_s
+        self._keep_all(self.A[q, t], self.B[q + 1, t], self.kept[q], need, time_s)
+        self._keep_all(self.A_there[q, t], self.E[q + 1, t], self.kept[q], need + self.out[t], time_s)
 
     def _keep_all(self, row: np.ndarray, rest: np.ndarray, kept: int, need: int, time_s: float) -> None:
         """row[m] = min(row[m], time_s + rest[m - kept]) for m >= need."""
@@ -149,11 +188,13 @@ class ChainTables:
         last = t == len(self.blocks) - 1
         run_s, run_units = (self.first_s, self.first_units) if last else (self.run_s, self.run_units)
         need = -(-(run_units[s, s:t] + beside) // unit) + extra
-        split = np.where(m >= need, self.X[s, s:t, m] + run_s[s, s:t] + less[s + 1 : t + 1, t, m], np.inf)
+        there = self.X[s, s:t, m] + less[s + 1 : t + 1, t, m]
+        gone = self.B[s, s:t, m] + (self.A_there if with_output else self.A)[s + 1 : t + 1, t, m]
+        split = np.where(m >= need, np.minimum(there, gone) + run_s[s, s:t], np.inf)
         p = int(np.argmin(split))
         rest = (self.E if with_output else self.B)[s + 1, t]
         if m >= max(self.kept[s], all_units + extra):
             keep_all = rest[m - self.kept[s]] + all_s + self.blocks[s].backward_s
             if keep_all <= split[p]:
                 return Step(Choice.ALL)
-        return Step(Choice.SPLIT, s + p)
+        return Step(Choice.SPLIT if there[p] <= gone[p] else Choice.PASS, s + p)
