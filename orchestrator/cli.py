@@ -17,17 +17,11 @@ from orchestrator import jobs
 from orchestrator.failures import RunFailedError
 from orchestrator.job import JobSpec
 from orchestrator.run_folder import RunFolder
-from planner.__main__ import quiet_libraries, show
+from planner.__main__ import quiet_libraries, show, tell
 from planner.errors import InfeasibleError, SolverError
-from planner.plan_command import (
-    AsJson,
-    BudgetText,
-    JobPath,
-    PicturePath,
-    PrepareWorkload,
-    explain_file,
-    plan_command,
-)
+from planner.plan_answer import PrepareWorkload, explain_file
+from planner.plan_command import plan_command
+from planner.plan_request import AsJson, BudgetText, JobPath, PicturePath
 from planner.workload import Workload
 from planner.yaml_reader import read_yaml
 
@@ -226,7 +220,7 @@ def explain(
 app.command(
     "plan",
     epilog="Example: lowtide plan deploy/jobs/quickstart.yaml --budget 70% --hardware h100-sxm --out plan.json",
-)(plan_command(_load_job, _preparing, guard=_answers, show=show))
+)(plan_command(_load_job, _preparing, guard=_answers, show=show, tell=tell))
 
 
 def main() -> None:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 import typer
 
-from planner.plan_command import Answer, PrepareWorkload, plan_command
+from planner.plan_answer import Answer, PrepareWorkload
+from planner.plan_command import plan_command
 from planner.workload import Workload
 
 _INTERRUPTED = 130
@@ -25,6 +26,12 @@ def show(answer: Answer, as_json: bool) -> None:
         print("\n".join(answer.lines))
     if answer.complaint:
         print(f"lowtide: {answer.complaint}", file=sys.stderr)
+
+
+def tell(line: str) -> None:
+    """Say how far a long search is, where a person watches."""
+    if sys.stderr.isatty():
+        print(f"lowtide: {line}", file=sys.stderr)
 
 
 def quiet_libraries() -> None:
@@ -57,7 +64,7 @@ def main() -> None:
     quiet_libraries()
     logging.basicConfig(level=logging.WARNING, format="lowtide: %(message)s", stream=sys.stderr)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    command = plan_command(Workload.load, _preparing, guard=_guard, show=show)
+    command = plan_command(Workload.load, _preparing, guard=_guard, show=show, tell=tell)
     app.command(epilog="Example: python -m planner deploy/jobs/quickstart.yaml --budget 70% --json")(command)
     app(prog_name="python -m planner")
 

@@ -1,0 +1,233 @@
+"""The answer to what `plan` was asked: a plan, a front, the smallest budget, the largest batch, or why not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cost_models.hardware import load_hardware
+from planner.errors import InfeasibleError, SolverError
+from planner.plan_request import PlanRequest, check_picture
+from planner.report import infeasible_object, plan_lines, plan_object
+from planner.whole_file import write_whole
+from planner.workload import SolverSpec, Workload
+
+if TYPE_CHECKING:
+    from planner.bare_answer import BareAnswer
+    from planner.plan_file import Plan
+    from planner.prepared import Prepared
+
+_SOLVER_LIBRARIES = ("highspy", "pulp")
+# How much longer the largest batch's step may take.
+_EXTRA_TIME = "forward"
+
+PrepareWorkload = Callable[[Workload], "Prepared[Plan]"]
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the command prints.
+
+    Attributes:
+        status: exit status: 0 with a plan, 1 where there is none.
+        payload: object for ``--json``.
+        lines: for people.
+        complaint: sentence for stderr, "" for none.
+    """
+
+    status: int
+    payload: dict[str, Any]
+    lines: list[str] = field(default_factory=list)
+    complaint: str = ""
+
+
+def answer(
+    request: PlanRequest,
+    *,
+    load: Callable[[Path], Workload],
+    preparing: Callable[[], PrepareWorkload],
+    tell: Tell,
+) -> Answer:
+    """Do what was asked.
+
+    Args:
+        request: job or graph, and options.
+        load: reads a job file.
+        preparing: gives what captures the step of a workload; it may load torch.
+        tell: called with a line of progress.
+
+    Raises:
+        ValueError: bad input.
+    """
+    from planner.bare_answer import bare_step
+    from planner.prepared import plan_within
+
+    try:
+        if request.max_batch:
+            return _largest_batch(request, load, preparing, tell)
+        if request.graph is None:
+            assert request.job is not None
+            workload = request.changed_workload(load(request.job))
+            prepared: Prepared[Plan | BareAnswer] = preparing()(workload)
+            budget, spec = workload.budget, workload.solver
+        else:
+            prepared, budget = bare_step(request.graph), request.budget or "none"
+            spec = request.changed(SolverSpec())
+        if request.sweep:
+            return _sweep(request, prepared, spec, tell)
+        if request.smallest:
+            return _smallest(request, prepared, spec, tell)
+        plan = plan_within(
+            prepared,
+            budget=budget,
+            time_limit_s=spec.time_limit_s,
+            solver=spec.name,
+            free_order=spec.free_order,
+        )
+    except InfeasibleError as error:
+        return Answer(1, infeasible_object(error), complaint=str(error))
+    except SolverError as error:
+        return _failed(str(error))
+    except ModuleNotFoundError as error:
+        if error.name not in _SOLVER_LIBRARIES:
+            raise
+        return _failed(f"the solver needs {error.name}, which is not installed. Install it.")
+    _keep(request, plan)
+    return Answer(0, plan_object(plan), plan_lines(plan))
+
+
+def _keep(request: PlanRequest, plan: Plan | BareAnswer) -> None:
+    """Write the files that were asked for."""
+    if request.out is not None:
+        plan.save(request.out)
+    if request.picture is not None:
+        draw_memory(plan, request.picture)
+
+
+def _sweep(
+    request: PlanRequest, prepared: Prepared[Plan | BareAnswer], spec: SolverSpec, tell: Tell
+) -> Answer:
+    from planner.tradeoff import sweep
+    from planner.tradeoff_report import front_lines, front_object
+
+    front = sweep(
+        prepared.problem,
+        solver=spec.name,
+        free_order=spec.free_order,
+        time_limit_s=spec.time_limit_s,
+        tell=tell,
+    )
+    payload = front_object(front, prepared)
+    if request.out is not None:
+        write_whole(request.out, json.dumps(payload, indent=1) + "\n")
+    if request.picture is not None:
+        from planner.front_plot import front_figure
+        from planner.plots import saved
+
+        write_whole(request.picture, saved(front_figure(front), request.picture.suffix[1:]))
+    return Answer(0, payload, front_lines(front))
+
+
+def _smallest(
+    request: PlanRequest, prepared: Prepared[Plan | BareAnswer], spec: SolverSpec, tell: Tell
+) -> Answer:
+    from planner.smallest import smallest_budget
+    from planner.solution import Solution, Status
+    from planner.tradeoff_report import smallest_facts, smallest_lines
+
+    tell("smallest budget: searching")
+    smallest = smallest_budget(
+        prepared.problem, spec.name, time_limit_s=spec.time_limit_s, free_order=spec.free_order
+    )
+    problem = replace(prepared.problem, budget_bytes=smallest.budget_bytes)
+    solution = Solution(Status.FEASIBLE, smallest.schedule, smallest.trace.time_s, 0.0, 0.0, spec.name)
+    _keep(request, prepared.answer(problem, solution))
+    payload = {"status": "feasible", **prepared.facts(), **smallest_facts(smallest, prepared)}
+    return Answer(0, payload, smallest_lines(smallest, prepared))
+
+
+def _largest_batch(
+    request: PlanRequest,
+    load: Callable[[Path], Workload],
+    preparing: Callable[[], PrepareWorkload],
+    tell: Tell,
+) -> Answer:
+    from cost_models.roofline import Roofline
+    from planner.largest_batch import AllowedTime, largest_batch
+    from planner.problem import Budget, BudgetKind
+    from planner.rebatched import batch_size_of, with_batch_size
+
+    assert request.job is not None
+    allowed = AllowedTime.parse(request.extra_time or _EXTRA_TIME)
+    workload = request.changed_workload(load(request.job))
+    if Budget.parse(workload.budget).kind is not BudgetKind.BYTES:
+        raise ValueError(
+            f"the largest batch needs a budget in bytes, got {workload.budget!r}: shares grow with the batch. "
+            "Write --budget 16GiB."
+        )
+    size = batch_size_of(workload)
+    prepare = preparing()
+    found = largest_batch(
+        lambda count: prepare(with_batch_size(workload, count)),
+        size=size,
+        budget=workload.budget,
+        allowed=allowed,
+        cost_model=Roofline(load_hardware(workload.hardware)),
+        solver=workload.solver.name,
+        time_limit_s=workload.solver.time_limit_s,
+        tell=tell,
+    )
+    _keep(request, found.plan)
+    payload = {
+        "largest_batch": found.size,
+        "refused_batch": found.refused.size,
+        "refused_because": found.refused.reason,
+        "refusal_proven": found.refused.proven,
+        "scaling_exact": found.scaled,
+        "num_captures": found.num_captures,
+        **plan_object(found.plan),
+    }
+    how = "scaled from two captures, checked by a third" if found.scaled else "each size captured"
+    lines = [
+        f"largest batch        {found.size} samples ({how}; {found.num_captures} captures)",
+        f"one more             {found.refused.reason}" + ("" if found.refused.proven else " (not proven)"),
+    ]
+    return Answer(0, payload, lines + plan_lines(found.plan))
+
+
+def _failed(sentence: str) -> Answer:
+    return Answer(1, {"status": "failed", "message": sentence}, complaint=sentence)
+
+
+def draw_memory(plan: Plan | BareAnswer, path: Path) -> None:
+    """Draw memory over the step into a file."""
+    from planner.plots import memory_figure, saved
+
+    write_whole(path, saved(memory_figure(plan), path.suffix[1:]))
+
+
+def explain_file(path: Path, *, depth: int | None, picture: Path | None) -> Answer:
+    """What the plan in a file retains and rematerializes in each layer.
+
+    Args:
+        path: of the plan.
+        depth: parts of a layer's qualified name that are kept; None for a short table.
+        picture: file for a figure of memory over the step, or None.
+
+    Raises:
+        ValueError: the file holds no plan, or one without a table of its operations.
+    """
+    from planner.explain import explain, explanation_lines
+    from planner.plan_file import Plan
+
+    if picture is not None:
+        check_picture(picture)
+    plan = Plan.load(path)
+    explanation = explain(plan, depth=depth)
+    if picture is not None:
+        draw_memory(plan, picture)
+    return Answer(0, explanation.to_object(), explanation_lines(explanation))

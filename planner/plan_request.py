@@ -1,0 +1,150 @@
+"""What `plan` may be asked: its options, checked before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cost_models.hardware import load_hardware
+from cost_models.units import parse_seconds
+from planner.solvers import solver_named
+from planner.whole_file import check_writable
+from planner.workload import SolverSpec, Workload, check_budget
+
+JobPath = Annotated[
+    Path, typer.Argument(metavar="JOB", help="A job file, for example deploy/jobs/quickstart.yaml.")
+]
+OptionalJobPath = Annotated[
+    Path | None, typer.Argument(metavar="[JOB]", help="A job file, for example deploy/jobs/quickstart.yaml.")
+]
+GraphPath = Annotated[
+    Path | None,
+    typer.Option("--graph", metavar="FILE", help="Plan a bare cost graph (JSON) in place of a job."),
+]
+BudgetText = Annotated[
+    str | None, typer.Option("--budget", help="'4GiB', '60%', '50% of activations' or 'none'.")
+]
+HardwareName = Annotated[str | None, typer.Option("--hardware", help="Exact name of a device, or 'host'.")]
+OutPath = Annotated[
+    Path | None, typer.Option("--out", metavar="FILE", help="Write the plan, or a graph's schedule, as JSON.")
+]
+PicturePath = Annotated[
+    Path | None, typer.Option("--picture", metavar="FILE", help="Draw it: a name that ends in .png or .pdf.")
+]
+TimeLimit = Annotated[str | None, typer.Option("--time-limit", help="Of the solver, such as '20s'.")]
+SolverName = Annotated[
+    str | None, typer.Option("--solver", help="Name of the algorithm; 'auto' combines them.")
+]
+Sweep = Annotated[
+    bool, typer.Option("--sweep", help="Find the Pareto front of peak against time over 12 budgets.")
+]
+SmallestBudget = Annotated[
+    bool, typer.Option("--smallest", help="Find the smallest budget, and what holds it up.")
+]
+MaxBatch = Annotated[bool, typer.Option("--max-batch", help="Find the largest batch within --budget.")]
+ExtraTime = Annotated[
+    str | None, typer.Option("--extra-time", help="With --max-batch: '10%', or 'forward' for one forward.")
+]
+FreeOrder = Annotated[bool, typer.Option("--free-order", help="The order of the operations may change.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, for machines.")]
+
+_PICTURES = (".png", ".pdf", ".svg")
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What the command line asked for; None where it said nothing.
+
+    Attributes:
+        job: a job file, or None with a graph.
+        graph: a bare graph's file.
+        budget: replaces the job's.
+        hardware: replaces the job's.
+        out: file for the plan; none is written without a plan.
+        picture: file for a figure.
+        time_limit: replaces the job's.
+        solver: replaces the job's.
+        free_order: the order of the operations may change.
+        sweep: find the Pareto front.
+        smallest: find the smallest budget.
+        max_batch: find the largest batch.
+        extra_time: that the largest batch may take: "10%", or "forward".
+    """
+
+    job: Path | None = None
+    graph: Path | None = None
+    budget: str | None = None
+    hardware: str | None = None
+    out: Path | None = None
+    picture: Path | None = None
+    time_limit: str | None = None
+    solver: str | None = None
+    free_order: bool = False
+    sweep: bool = False
+    smallest: bool = False
+    max_batch: bool = False
+    extra_time: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.job is None) == (self.graph is None):
+            got = "both" if self.job is not None else "neither"
+            raise ValueError(f"give a JOB file or --graph FILE, one of the two; got {got}.")
+        if self.graph is not None and self.hardware is not None:
+            raise ValueError(
+                f"--hardware {self.hardware} has no meaning for a graph: its costs stand in its file. "
+                "Leave it out."
+            )
+        self._check_question()
+        if self.budget is not None:
+            check_budget(self.budget)
+        if self.hardware is not None:
+            load_hardware(self.hardware)
+        if self.time_limit is not None and not 0.0 < parse_seconds(self.time_limit) < float("inf"):
+            raise ValueError(
+                f"--time-limit must be more than 0 and finite, got {self.time_limit!r}. Write '20s'."
+            )
+        if self.out is not None:
+            check_writable(self.out, option="--out")
+        if self.picture is not None:
+            check_picture(self.picture)
+
+    def _check_question(self) -> None:
+        """Raise ValueError where options do not go together."""
+        asked = [f"--{name}" for name in ("sweep", "smallest") if getattr(self, name)]
+        asked += ["--max-batch"] * self.max_batch
+        if len(asked) > 1:
+            raise ValueError(f"{' and '.join(asked)} are different questions. Ask one at a time.")
+        if (self.sweep or self.smallest) and self.budget is not None:
+            raise ValueError(f"{asked[0]} finds budgets itself. Leave out --budget.")
+        if self.max_batch and self.graph is not None:
+            raise ValueError("--max-batch needs a JOB: a graph does not say how it grows with the batch.")
+        if self.extra_time is not None and not self.max_batch:
+            raise ValueError(
+                "--extra-time goes with --max-batch. Leave it out, or ask for the largest batch."
+            )
+
+    def changed(self, spec: SolverSpec) -> SolverSpec:
+        """A job's solver with what the command line says."""
+        given = {"time_limit": self.time_limit, "name": self.solver, "free_order": self.free_order or None}
+        data = spec.model_dump() | {key: value for key, value in given.items() if value is not None}
+        if self.solver is not None:
+            solver_named(self.solver, free_order=self.free_order)
+        return SolverSpec.model_validate(data)
+
+    def changed_workload(self, workload: Workload) -> Workload:
+        """A job's workload with what the command line says."""
+        changes: dict[str, object] = {"solver": self.changed(workload.solver)}
+        for key in ("budget", "hardware"):
+            if getattr(self, key) is not None:
+                changes[key] = getattr(self, key)
+        return workload.model_copy(update=changes)
+
+
+def check_picture(path: Path) -> None:
+    """Raise ValueError unless a picture can be written there."""
+    if path.suffix not in _PICTURES:
+        raise ValueError(f"--picture {path} must end in one of {', '.join(_PICTURES)}.")
+    check_writable(path, option="--picture")

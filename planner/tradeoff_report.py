@@ -1,0 +1,98 @@
+"""A sweep and the smallest budget in words and as objects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cost_models.units import format_bytes
+from planner.prepared import Prepared
+from planner.smallest import Smallest, holders, peak_owner
+from planner.text_table import text_table
+from planner.tradeoff import Front
+
+_MAX_HOLDERS = 20
+_MAX_LINES = 8
+
+
+def front_lines(front: Front) -> list[str]:
+    """A table with one line a budget."""
+    rows = []
+    for point in front.points:
+        share = point.budget_bytes / front.retained_all_peak_bytes if front.retained_all_peak_bytes else 1.0
+        found = ("-", "-", "-", "-")
+        if point.peak_bytes is not None:
+            found = (
+                format_bytes(point.peak_bytes),
+                f"{point.extra_time_fraction:.2%}",
+                str(point.num_rematerialized),
+                f"{point.gap:.2%}",
+            )
+        peak, extra, again, gap = found
+        rows.append(
+            (
+                format_bytes(point.budget_bytes),
+                f"{share:.0%}",
+                peak,
+                extra,
+                again,
+                point.solver,
+                point.status,
+                gap,
+            )
+        )
+    head = ("budget", "of retained-all", "peak", "extra time", "run again", "solver", "status", "gap")
+    return text_table(head, rows)
+
+
+def front_object(front: Front, prepared: Prepared[object]) -> dict[str, Any]:
+    """The sweep for ``--json`` and ``--out``."""
+    return {
+        "status": "swept",
+        **prepared.facts(),
+        **smallest_facts(front.smallest, prepared),
+        "points": [point.to_object() for point in front.points],
+        "baselines": {name: [p.to_object() for p in points] for name, points in front.baselines.items()},
+    }
+
+
+def smallest_facts(smallest: Smallest, prepared: Prepared[object]) -> dict[str, Any]:
+    """The smallest budget and what holds it up."""
+    problem = prepared.problem
+    there = holders(problem, smallest.schedule, smallest.trace)
+    step_s = problem.costed.step_s
+    extra_s = max(0.0, smallest.trace.time_s - step_s)
+    return {
+        "smallest_feasible_bytes": smallest.budget_bytes,
+        "least_need_bytes": smallest.floor_bytes,
+        "smallest_extra_time_fraction": extra_s / step_s if step_s else 0.0,
+        "held_up_by": peak_owner(problem, smallest.schedule, smallest.trace),
+        "held_up_by_values": [
+            {"name": one.name, "op": one.op, "layer": one.layer, "size_bytes": one.size_bytes}
+            for one in there[:_MAX_HOLDERS]
+        ],
+    }
+
+
+def smallest_lines(smallest: Smallest, prepared: Prepared[object]) -> list[str]:
+    """The smallest budget in words, and the largest values that are there at its peak."""
+    facts = smallest_facts(smallest, prepared)
+    whole = prepared.retained_all.peak_bytes
+    share = smallest.budget_bytes / whole if whole else 1.0
+    there = holders(prepared.problem, smallest.schedule, smallest.trace)
+    lines = [
+        f"everything retained  {format_bytes(whole)} peak",
+        f"smallest budget      {format_bytes(smallest.budget_bytes)} ({smallest.budget_bytes} B, "
+        f"{share:.0%} of it)",
+        f"no plan at all       below {format_bytes(smallest.floor_bytes)}",
+        f"extra time           {facts['smallest_extra_time_fraction']:.2%}, not minimized",
+        f"held up by           {facts['held_up_by']}, while there are",
+    ]
+    for one in there[:_MAX_LINES]:
+        what = f" ({one.op})" if one.op and one.op != "bare" else ""
+        lines.append(
+            f"  {format_bytes(one.size_bytes):>12}  {one.name}{what}{f' of {one.layer}' * bool(one.layer)}"
+        )
+    if len(there) > _MAX_LINES:
+        rest = sum(one.size_bytes for one in there[_MAX_LINES:])
+        lines.append(f"  {format_bytes(rest):>12}  {len(there) - _MAX_LINES} others")
+    return lines
