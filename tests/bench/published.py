@@ -53,17 +53,17 @@ def machine() -> dict[str, object]:
 
 def ratio_table(rows: list[dict[str, Any]]) -> Table:
     """One line per row, one column per network."""
-    table = Table(title="time over the least time found (budgets answered) | paper | median solve")
+    table = Table(title="time over the least time found, budgets answered (paper)")
     instances = list(dict.fromkeys(row["instance"] for row in rows))
     table.add_column("")
     for instance in instances:
-        table.add_column(instance, justify="right")
+        table.add_column(instance, justify="right", no_wrap=True)
     for name in dict.fromkeys(row["row"] for row in rows):
         cells = []
         for row in (row for row in rows if row["row"] == name):
             ratio = "-" if row["ratio"] is None else f"{row['ratio']:.4f}"
             share = f"{row['answered']}/{row['answerable']}"
-            cells.append(f"{ratio} ({share}) | {row['paper']} | {row['median_solve_s']:.2g} s")
+            cells.append(f"{ratio} {share} ({row['paper']})")
         table.add_row(name, *cells)
     return table
 
