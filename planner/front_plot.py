@@ -19,7 +19,7 @@ _BASELINES = {
 
 
 def front_figure(front: Front) -> Figure:
-    """Least extra time within a budget, as a staircase, and what each baseline needs.
+    """Least extra time within a budget over all plans found, as a staircase, and what each baseline needs.
 
     Args:
         front: a sweep.
@@ -49,7 +49,14 @@ def front_figure(front: Front) -> Figure:
     found = [p for p in front.points if p.peak_bytes is not None and p.extra_time_fraction is not None]
     peaks = [(p.peak_bytes or 0) / unit for p in found]
     extras = [100.0 * (p.extra_time_fraction or 0.0) for p in found]
-    axes.step(peaks, extras, where="post", color=COLOURS["plan"], linewidth=1.5, zorder=3)
+    axes.step(
+        [peak / unit for peak, _ in front.pareto],
+        [100.0 * extra for _, extra in front.pareto],
+        where="post",
+        color=COLOURS["plan"],
+        linewidth=1.5,
+        zorder=3,
+    )
     axes.plot([], [], color=COLOURS["plan"], marker="o", label="plan")
     for proven in (True, False):
         chosen = [i for i, p in enumerate(found) if (p.status == "optimal") == proven]

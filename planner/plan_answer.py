@@ -144,7 +144,7 @@ def _smallest(
         prepared.problem, spec.name, time_limit_s=spec.time_limit_s, free_order=spec.free_order
     )
     problem = replace(prepared.problem, budget_bytes=smallest.budget_bytes)
-    solution = Solution(Status.FEASIBLE, smallest.schedule, smallest.trace.time_s, 0.0, 0.0, spec.name)
+    solution = Solution(Status.FEASIBLE, smallest.schedule, smallest.trace.time_s, 0.0, 0.0, smallest.solver)
     _keep(request, prepared.answer(problem, solution))
     payload = {"status": "feasible", **prepared.facts(), **smallest_facts(smallest, prepared)}
     return Answer(0, payload, smallest_lines(smallest, prepared))

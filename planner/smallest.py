@@ -12,10 +12,11 @@ from planner.problem import Problem
 from planner.residency import residents_at
 from planner.schedule import Compute, Schedule
 from planner.simulate import Trace, simulate
+from planner.solution import Solution
 from planner.solvers import DEFAULT_SOLVER, solver_named, solver_names
 from planner.solvers.bounds import least_need_bytes
 from planner.solvers.materialization import Materialization
-from planner.solvers.retain_all import retain_all_schedule
+from planner.solvers.retain_all import RetainAll, retain_all_schedule
 
 # The search ends when no budget smaller than this share can still be found.
 _PRECISION = 0.005
@@ -52,11 +53,13 @@ class Smallest:
         schedule: it, whatever its time.
         trace: its replay; `trace.peak_bytes` is the smallest budget that is known to work.
         floor_bytes: no schedule at all works with less.
+        solver: that found it.
     """
 
     schedule: Schedule
     trace: Trace
     floor_bytes: int
+    solver: str
 
     @property
     def budget_bytes(self) -> int:
@@ -86,12 +89,12 @@ def smallest_budget(
     """
     deadline = time.perf_counter() + time_limit_s
     schedule = retain_all_schedule(problem)
-    best = Smallest(schedule, simulate(problem, schedule), least_need_bytes(problem))
+    best = Smallest(schedule, simulate(problem, schedule), least_need_bytes(problem), RetainAll.name)
     graph = problem.costed.graph
     if solver in _WITH_FLATTEST and 0 < graph.num_forward < len(graph.nodes):
         flattest, trace = Materialization(time_limit_s=time_limit_s * _SHARE_OF_TIME).smallest_peak(problem)
         if trace.peak_bytes < best.budget_bytes:
-            best = dataclasses.replace(best, schedule=flattest, trace=trace)
+            best = dataclasses.replace(best, schedule=flattest, trace=trace, solver=Materialization.name)
     fails = max(best.floor_bytes - 1, fails_bytes)
     trial_bytes = fails + 1
     while best.budget_bytes - fails > max(1.0, _PRECISION * best.budget_bytes):
@@ -103,18 +106,20 @@ def smallest_budget(
         if found is None:
             fails = trial_bytes
         else:
-            best = dataclasses.replace(best, schedule=found, trace=simulate(problem, found))
+            assert found.schedule is not None
+            trace = simulate(problem, found.schedule)
+            best = dataclasses.replace(best, schedule=found.schedule, trace=trace, solver=found.solver)
         trial_bytes = (fails + best.budget_bytes) // 2
     return best
 
 
-def _any_within(problem: Problem, solver: str, options: dict[str, Any]) -> Schedule | None:
-    """A schedule within the budget, whatever its time: the gap is as wide as can be."""
+def _any_within(problem: Problem, solver: str, options: dict[str, Any]) -> Solution | None:
+    """An answer within the budget, whatever its time: the gap is as wide as can be."""
     quick = [name for name in _FLAT_SOLVERS if solver == DEFAULT_SOLVER and name in solver_names()]
     for name in (*quick, solver):
         found = solver_named(name, **{**options, "gap": 1e9}).solve(problem)
         if found.schedule is not None:
-            return found.schedule
+            return found
     return None
 
 

@@ -82,7 +82,7 @@ def solve(
         time_s=smallest.trace.time_s,
         bound_s=0.0,
         solve_s=solution.solve_s,
-        solver=solution.solver,
+        solver=smallest.solver,
     )
 
 

@@ -65,12 +65,14 @@ class Front:
 
     Attributes:
         points: from the smallest budget to everything retained; time never grows along them.
+        pareto: (peak_bytes, extra_time_fraction) of every plan that no other one beats in both.
         baselines: what each baseline found at the same budgets.
         smallest: the flattest plan known, at the first of the budgets.
         retained_all_peak_bytes: the last of the budgets.
     """
 
     points: tuple[FrontPoint, ...]
+    pareto: tuple[tuple[int, float], ...]
     baselines: dict[str, tuple[FrontPoint, ...]]
     smallest: Smallest
     retained_all_peak_bytes: int
@@ -130,7 +132,7 @@ def sweep(
         limited = {"time_limit_s": min(_BASELINE_LIMIT_S, time_limit_s), "threads": 1}
         names = [name for name in BASELINES if name in solver_names() and name != solver]
         tasks += [Task(budget, name, limited) for name in names for budget in budgets]
-    known = [Known.of(problem, _solution_of(smallest, solver), DEFAULT_SOLVER)]
+    known = [Known.of(problem, _solution_of(smallest), DEFAULT_SOLVER)]
     outcomes: list[Outcome] = []
 
     def start(task: Task) -> Schedule | None:
@@ -150,6 +152,7 @@ def sweep(
     shared = [one for one in known if solver == DEFAULT_SOLVER or one.asked in (solver, DEFAULT_SOLVER)]
     return Front(
         points=tuple(_point(problem, own[budget], best_within(shared, budget)) for budget in budgets),
+        pareto=_pareto(problem, shared),
         baselines={
             name: points
             for name in BASELINES
@@ -192,8 +195,19 @@ def best_within(known: Sequence[Known], budget_bytes: int) -> Known | None:
     return min(fitting, key=lambda one: (one.time_s, one.peak_bytes), default=None)
 
 
-def _solution_of(smallest: Smallest, solver: str) -> Solution:
-    return Solution(Status.FEASIBLE, smallest.schedule, smallest.trace.time_s, 0.0, 0.0, solver)
+def _pareto(problem: Problem, known: Sequence[Known]) -> tuple[tuple[int, float], ...]:
+    """Peak and extra time of the plans that no other one beats, by rising peak."""
+    front: list[tuple[int, float]] = []
+    step_s = problem.costed.step_s
+    for one in sorted(known, key=lambda one: (one.peak_bytes, one.time_s)):
+        extra = max(0.0, one.time_s - step_s) / step_s if step_s else 0.0
+        if not front or extra < front[-1][1]:
+            front.append((one.peak_bytes, extra))
+    return tuple(front)
+
+
+def _solution_of(smallest: Smallest) -> Solution:
+    return Solution(Status.FEASIBLE, smallest.schedule, smallest.trace.time_s, 0.0, 0.0, smallest.solver)
 
 
 def _baseline_points(problem: Problem, outcomes: Sequence[Outcome], name: str) -> tuple[FrontPoint, ...]:

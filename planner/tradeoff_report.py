@@ -51,6 +51,7 @@ def front_object(front: Front, prepared: Prepared[object]) -> dict[str, Any]:
         **prepared.facts(),
         **smallest_facts(front.smallest, prepared),
         "points": [point.to_object() for point in front.points],
+        "pareto": [{"peak_bytes": peak, "extra_time_fraction": extra} for peak, extra in front.pareto],
         "baselines": {name: [p.to_object() for p in points] for name, points in front.baselines.items()},
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,17 @@ def test_no_point_is_beaten_by_a_baseline(front: Front):
             assert ours[0].extra_time_fraction <= (theirs.extra_time_fraction or 0.0) + 1e-9
 
 
+def test_the_staircase_holds_every_plan_that_no_other_beats(front: Front):
+    peaks, extras = zip(*front.pareto, strict=True)
+    assert list(peaks) == sorted(peaks)
+    assert list(extras) == sorted(extras, reverse=True)
+    every = [*front.points, *(point for points in front.baselines.values() for point in points)]
+    for point in every:
+        assert point.peak_bytes is not None
+        best = min(extra for peak, extra in front.pareto if peak <= point.peak_bytes)
+        assert best <= (point.extra_time_fraction or 0.0) + 1e-9
+
+
 def test_a_sweep_in_one_process_finds_the_same(front: Front):
     here = sweep(long_chain(), time_limit_s=2.0, workers=1)
     optimal = [
@@ -116,6 +128,25 @@ def test_a_solver_that_fails_in_a_worker_is_an_outcome(monkeypatch: pytest.Monke
     task = Task(30, "materialization", {})
     run_tasks(long_chain(), [task], workers=1, start=lambda _: None, done=outcomes.append)
     assert outcomes == [Outcome(task, None, "HiGHS failed")]
+
+
+class Deadly:
+    """Ends the process that reads it."""
+
+    def __reduce__(self) -> Any:
+        return os._exit, (3,)
+
+
+def test_a_worker_that_dies_is_an_outcome_and_the_others_still_run():
+    outcomes: list[Outcome] = []
+    fine = Task(41, "retain_all", {})
+    tasks = [Task(40, "retain_all", {"bomb": Deadly()}), fine, fine]
+    run_tasks(long_chain(), tasks, workers=2, start=lambda _: None, done=outcomes.append)
+    assert len(outcomes) == 3
+    dead = [one for one in outcomes if one.solution is None]
+    assert dead[0].failure == "the solver's process ended without an answer"
+    alive = [one.solution.status for one in outcomes if one.solution is not None]
+    assert alive == [Status.OPTIMAL] * len(alive) != []
 
 
 def test_the_smallest_budget_is_held_up_by_values_that_sum_to_it():
