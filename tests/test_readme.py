@@ -44,9 +44,10 @@ def test_every_plan_command_runs_as_printed(tmp_path):
     commands = [
         line.strip()
         for line in TEXT.splitlines()
-        if re.match(r" {4}(lowtide plan|python -m planner) deploy", line)
+        if re.match(r" {4}(lowtide plan|lowtide explain|python -m planner) ", line)
     ]
-    assert len(commands) == 2
+    assert len(commands) == 7
+    (tmp_path / "graph.json").write_text(blocks("json")[0])
     for command in commands:
         words = shlex.split(command.replace("deploy/", f"{ROOT}/deploy/"))
         if words[0] == "lowtide":
@@ -55,7 +56,25 @@ def test_every_plan_command_runs_as_printed(tmp_path):
             words[0] = sys.executable
         done = run(words, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-    assert (tmp_path / "plan.json").exists()
+    made = {"plan.json", "front.json", "front.png", "memory.png", "schedule.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"graph.json", *made}
+
+
+def test_the_bare_graphs_schedule_is_the_one_that_is_printed(tmp_path):
+    (tmp_path / "graph.json").write_text(blocks("json")[0])
+    command = [
+        sys.executable,
+        "-m",
+        "planner",
+        "--graph",
+        "graph.json",
+        "--budget",
+        "80%",
+        "--out",
+        "out.json",
+    ]
+    assert run(command, cwd=tmp_path).returncode == 0
+    assert (tmp_path / "out.json").read_text().strip() in TEXT
 
 
 def test_the_test_command_is_the_one_that_ci_runs():
