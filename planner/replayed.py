@@ -15,8 +15,8 @@ from planner.residency import Lifetime, lifetimes
 from planner.schedule import Compute, Schedule
 from planner.simulate import Trace, simulate
 
-# Without a depth, layers are rolled up until a table has at most so many rows.
-_MAX_ROWS = 24
+# Without a depth, layers are rolled up until a table has at most so many rows; many are better than very few.
+_MAX_ROWS, _FEW_ROWS, _MANY_ROWS = 24, 7, 64
 _NO_LAYER = "(model)"
 STATIC, WORKSPACE = "static memory", "workspace"
 
@@ -91,10 +91,10 @@ class Replayed:
         layers = [node.layer for node in self.costed.graph.nodes]
         deepest = max((layer.count(".") + 1 for layer in layers), default=1)
         if depth is None:
-            fits = [
-                d for d in range(1, deepest + 1) if len({rolled_up(one, d) for one in layers}) <= _MAX_ROWS
-            ]
-            depth = max(fits, default=1)
+            rows = {d: len({rolled_up(layer, d) for layer in layers}) for d in range(1, deepest + 1)}
+            depth = max((d for d in rows if rows[d] <= _MAX_ROWS), default=1)
+            if rows[depth] < _FEW_ROWS and rows.get(depth + 1, _MANY_ROWS + 1) <= _MANY_ROWS:
+                depth += 1  # many equal blocks
         return tuple(rolled_up(layer, depth) for layer in layers)
 
 

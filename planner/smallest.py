@@ -89,7 +89,8 @@ def smallest_budget(
     """
     deadline = time.perf_counter() + time_limit_s
     schedule = retain_all_schedule(problem)
-    best = Smallest(schedule, simulate(problem, schedule), least_need_bytes(problem), RetainAll.name)
+    floor_bytes = need_of_one_node(problem) if options.get("free_order") else least_need_bytes(problem)
+    best = Smallest(schedule, simulate(problem, schedule), floor_bytes, RetainAll.name)
     graph = problem.costed.graph
     if solver in _WITH_FLATTEST and 0 < graph.num_forward < len(graph.nodes):
         flattest, trace = Materialization(time_limit_s=time_limit_s * _SHARE_OF_TIME).smallest_peak(problem)
@@ -111,6 +112,16 @@ def smallest_budget(
             best = dataclasses.replace(best, schedule=found.schedule, trace=trace, solver=found.solver)
         trial_bytes = (fails + best.budget_bytes) // 2
     return best
+
+
+def need_of_one_node(problem: Problem) -> int:
+    """Bytes that any schedule needs in any order: static memory, and the inputs and outputs of one node."""
+    graph, static = problem.costed.graph, problem.static
+    needs = (
+        node.workspace_bytes + sum(graph.values[v].size_bytes for v in {*node.inputs, *node.outputs})
+        for node in graph.nodes
+    )
+    return max(static.resident_bytes + max(needs, default=0), static.optimizer_step_peak_bytes)
 
 
 def _any_within(problem: Problem, solver: str, options: dict[str, Any]) -> Solution | None:

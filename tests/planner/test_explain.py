@@ -22,7 +22,7 @@ from planner.graph import Graph
 from planner.just_in_time import just_in_time
 from planner.plan_file import Plan, Provenance, Signature, instructions_of
 from planner.plots import memory_figure, saved
-from planner.replayed import layer_timelines
+from planner.replayed import Replayed, layer_timelines
 from planner.simulate import simulate
 from planner.step_table import StepTable
 from tests.graphs import chain, priced, problem
@@ -81,6 +81,20 @@ def test_depth_rolls_layers_up_and_without_one_the_table_stays_short():
     assert list(rows(explain(chain_plan()))) == ["a.x", "a.y", "b"]
     with pytest.raises(ValueError, match="must be 1 or more, got 0"):
         explain(chain_plan(), depth=0)
+
+
+def test_many_equal_blocks_are_not_rolled_up_into_one_row():
+    # Depth 2 has the rows m.layers and m.norm; depth 3 has 32 layers and m.norm.
+    layers = [*(f"m.layers.{i}.up" for i in range(32)), "m.norm"]
+    graph = chain(tuple(1 for _ in layers))
+    costed = priced(with_layers(graph, [*layers, *reversed(layers)]))
+    replayed = Replayed(
+        chain_plan(),
+        costed,
+        chain_plan().schedule,
+        simulate(problem(costed, 0), just_in_time(costed.graph, ())),
+    )
+    assert len(set(replayed.groups(None))) == 33
 
 
 def test_the_owners_of_the_peak_sum_to_it():
