@@ -21,7 +21,7 @@ from planner.solvers.retain_all import RetainAll, retain_all_schedule
 # The search ends when no budget smaller than this share can still be found.
 _PRECISION = 0.005
 # Quick ones that the default solver's answer may come from as well.
-_FLAT_SOLVERS = ("griewank", "chen_greedy", "chen_sqrt")
+_FLAT_SOLVERS = ("eviction", "griewank", "chain_dp", "chen_greedy", "chen_sqrt")
 # Solvers that can take the flattest schedule of the materialization MILP as theirs.
 _WITH_FLATTEST = ("auto", "materialization")
 # One trial takes at most this share of the time that is left.
