@@ -275,7 +275,7 @@ def test_graphs_of_other_structure_do_not_scale():
 def test_the_largest_batch_fits_and_one_more_does_not():
     found = largest_batch(
         prepared_gpt, size=4, budget="4MiB", allowed=AllowedTime.parse("forward"),
-        cost_model=Roofline(load_hardware(A100)), solver="auto", time_limit_s=3.0,
+        cost_model=Roofline(load_hardware(A100)), solver="materialization", time_limit_s=3.0,
     )  # fmt: skip
     assert found.scaled
     assert found.num_captures <= 4
@@ -295,7 +295,7 @@ def test_less_extra_time_never_allows_a_larger_batch():
     def size(extra: str) -> int:
         return largest_batch(
             prepared_gpt, size=2, budget="3MiB", allowed=AllowedTime.parse(extra),
-            cost_model=Roofline(load_hardware(A100)), solver="auto", time_limit_s=3.0,
+            cost_model=Roofline(load_hardware(A100)), solver="materialization", time_limit_s=3.0,
         ).size  # fmt: skip
 
     assert size("0%") <= size("5%") <= size("forward")
