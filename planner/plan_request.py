@@ -18,7 +18,7 @@ JobPath = Annotated[
     Path, typer.Argument(metavar="JOB", help="A job file, for example deploy/jobs/quickstart.yaml.")
 ]
 OptionalJobPath = Annotated[
-    Path | None, typer.Argument(metavar="[JOB]", help="A job file, for example deploy/jobs/quickstart.yaml.")
+    Path | None, typer.Argument(metavar="JOB", help="A job file, for example deploy/jobs/quickstart.yaml.")
 ]
 GraphPath = Annotated[
     Path | None,

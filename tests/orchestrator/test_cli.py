@@ -105,6 +105,26 @@ def test_a_plan_is_written_and_printed(write_job: Any, tmp_path: Path):
     assert json.loads((tmp_path / "plan.json").read_text())["graph_hash"] == answer["graph_hash"]
 
 
+def test_a_job_is_planned_by_the_solver_that_is_asked(write_job: Any):
+    answer = json.loads(
+        lowtide("plan", write_job(), "--budget", "none", "--solver", "retain_all", "--json").stdout
+    )
+    assert answer["solver"] == "retain_all"
+    path = write_job(solver={"name": "materialization", "time_limit": "5s"})
+    answer = json.loads(lowtide("plan", path, "--budget", "90% of activations", "--json").stdout)
+    assert answer["solver"] == "materialization"
+    assert "unknown solver 'best'" in refused("plan", write_job(solver={"name": "best"}))
+
+
+def test_the_smallest_budget_of_a_job_is_one_that_works(write_job: Any, tmp_path: Path):
+    words = ["--smallest", "--time-limit", "2s", "--json", "--out", tmp_path / "plan.json"]
+    answer = json.loads(lowtide("plan", write_job(), *words).stdout)
+    smallest = answer["smallest_feasible_bytes"]
+    assert smallest >= answer["least_need_bytes"]
+    assert json.loads((tmp_path / "plan.json").read_text())["predicted_peak_bytes"] == smallest
+    assert lowtide("plan", write_job(), "--budget", f"{smallest}B").exit_code == 0
+
+
 def test_a_plan_counts_the_ranks_and_micro_batches_of_the_job(write_job: Any):
     def peak(**train: int) -> int:
         result = lowtide("plan", write_job(train=train), "--budget", "1MiB", "--json")
