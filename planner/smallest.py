@@ -137,7 +137,7 @@ def _any_within(problem: Problem, solver: str, options: dict[str, Any]) -> Solut
 def peak_owner(problem: Problem, schedule: Schedule, trace: Trace) -> str:
     """What runs when a schedule peaks, in words."""
     step = schedule.instructions[trace.peak_instruction]
-    if trace.peak_bytes == problem.static.optimizer_step_peak_bytes:
+    if 0 < trace.peak_bytes == problem.static.optimizer_step_peak_bytes:
         return "the optimizer's step"
     if not isinstance(step, Compute):
         return "memory that is always there"
@@ -156,7 +156,7 @@ def described(graph: Graph, node: int) -> str:
 def holders(problem: Problem, schedule: Schedule, trace: Trace) -> list[Holder]:
     """Everything that is there when a schedule peaks, the largest first; the bytes sum to the peak."""
     graph, static = problem.costed.graph, problem.static
-    if trace.peak_bytes == static.optimizer_step_peak_bytes:
+    if 0 < trace.peak_bytes == static.optimizer_step_peak_bytes:
         return [Holder("optimizer step", "", "", trace.peak_bytes)]
     found = []
     for v in residents_at(graph, schedule, trace.peak_instruction):

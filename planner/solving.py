@@ -66,11 +66,13 @@ def solve(
     solution = chosen.solve(problem)
     if solution.schedule is not None:
         return solution
+    # Without a proof the budget itself is tried once more, with the quick solvers first.
+    fails_bytes = problem.budget_bytes - (solution.status is not Status.INFEASIBLE)
     smallest = smallest_budget(
         problem,
         solver,
         time_limit_s=time_limit_s,
-        fails_bytes=problem.budget_bytes,
+        fails_bytes=fails_bytes,
         free_order=free_order,
         **options,
     )
@@ -80,7 +82,7 @@ def solve(
         status=Status.FEASIBLE,
         schedule=smallest.schedule,
         time_s=smallest.trace.time_s,
-        bound_s=0.0,
+        bound_s=min(problem.costed.step_s, smallest.trace.time_s),
         solve_s=solution.solve_s,
         solver=smallest.solver,
     )
