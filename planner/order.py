@@ -1,4 +1,4 @@
-"""The order of the nodes is a choice too: annealing over topological orders, so that less must be rematerialized."""
+"""The order of the nodes is a choice too: annealing over topological orders, so that less must run again."""
 
 from __future__ import annotations
 

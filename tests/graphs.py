@@ -82,3 +82,16 @@ def priced(graph: Graph, *, seed: int | None = None) -> CostedGraph:
 def problem(costed: CostedGraph, budget_bytes: int, *, parameter_bytes: int = 0) -> Problem:
     """A problem with nothing static but parameters."""
     return Problem(costed, budget_bytes, StaticMemory(parameter_bytes=parameter_bytes))
+
+
+def random_dag(seed: int, *, num_nodes: int, sizes: Sequence[int] = (0, 1, 2, 3, 5, 8)) -> Graph:
+    """A random DAG without phases: up to three inputs among the five nodes before; several sinks, some dead."""
+    rng = random.Random(seed)
+    nodes: list[Node] = []
+    values: list[Value] = []
+    for i in range(num_nodes):
+        recent = range(max(0, i - 5), i)
+        inputs = sorted(rng.sample(recent, min(rng.randint(0, 3), len(recent))))
+        nodes.append(node(f"n{i}", Phase.FORWARD, inputs, [i]))
+        values.append(Value(f"v{i}", rng.choice(sizes), i))
+    return Graph(tuple(nodes), tuple(values))

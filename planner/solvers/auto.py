@@ -6,9 +6,10 @@ import time
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from planner.order import Reordered, flatter_order, reordered
+from planner.order import flatter_order, reordered
 from planner.problem import Problem
 from planner.solution import Solution, Status
+from planner.solvers.bounds import least_need_bytes
 from planner.solvers.chain_dp import ChainDp
 from planner.solvers.eviction import Eviction
 from planner.solvers.materialization import Materialization
@@ -17,6 +18,11 @@ from planner.solvers.staged import Staged
 
 # Shares of the time that is left when their turn comes.
 _ORDER_SHARE, _CHAIN_SHARE, _EVICTION_SHARE, _MATERIALIZATION_SHARE = 0.35, 0.03, 0.05, 0.5
+# The new order has more of the rest than the given one, which is tried as well.
+_NEW_ORDER_SHARE = 0.75
+_LAST_LOOK_S = 2.0
+# Sums of seconds in another order differ by about this share.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -54,32 +60,34 @@ class Auto:
         deadline = begin + self.time_limit_s
         solution = RetainAll().solve(problem)
         if solution.status is not Status.OPTIMAL:
-            asked = self._in_better_order(problem, deadline) if self.free_order else None
-            if asked is None:
-                solution = self._in_given_order(problem, deadline)
-            else:
-                solution = self._in_given_order(asked.problem, deadline)
-                if solution.schedule is not None:
-                    # A bound that holds for this order says little of the others.
-                    is_free = solution.time_s <= problem.costed.step_s * (1.0 + 1e-12)
-                    solution = replace(
-                        solution,
-                        schedule=asked.in_given_indices(solution.schedule),
-                        status=Status.OPTIMAL if is_free else Status.FEASIBLE,
-                        bound_s=min(problem.costed.step_s, solution.time_s),
-                    )
-                elif solution.status is Status.INFEASIBLE:
-                    solution = replace(solution, status=Status.NOT_FOUND)
+            search = self._in_free_order if self.free_order else self._in_given_order
+            solution = search(problem, deadline)
         return replace(solution, solve_s=time.perf_counter() - begin)
 
-    def _in_better_order(self, problem: Problem, deadline: float) -> Reordered | None:
-        """The problem in an order that passes the budget less, or None if none was found."""
-        left_s = deadline - time.perf_counter()
-        order = flatter_order(problem, time_limit_s=_ORDER_SHARE * left_s)
-        return None if order == tuple(range(len(order))) else reordered(problem, order)
+    def _in_free_order(self, problem: Problem, deadline: float) -> Solution:
+        """In an order that passes the budget less, then in the given one; what is proven for one order is not kept."""
+
+        def left_s() -> float:
+            return deadline - time.perf_counter()
+
+        order = flatter_order(problem, time_limit_s=_ORDER_SHARE * left_s())
+        asked = reordered(problem, order)
+        now = time.perf_counter()
+        solution = self._in_given_order(asked.problem, now + _NEW_ORDER_SHARE * left_s())
+        if solution.schedule is not None:
+            solution = replace(solution, schedule=asked.in_given_indices(solution.schedule))
+        step_s = problem.costed.step_s
+        if solution.time_s > step_s * (1.0 + 1e-12) and order != tuple(range(len(order))):
+            given = self._in_given_order(problem, deadline)
+            solution = _better(replace(solution, bound_s=step_s), replace(given, bound_s=step_s))
+        if solution.schedule is None:
+            fits = least_need_bytes(problem, free_order=True) <= problem.budget_bytes
+            return replace(solution, status=Status.NOT_FOUND if fits else Status.INFEASIBLE)
+        return self._judged(replace(solution, bound_s=min(step_s, solution.time_s)), problem)
 
     def _in_given_order(self, problem: Problem, deadline: float) -> Solution:
         """First runs in the graph's order."""
+        begin = time.perf_counter()
 
         def left_s() -> float:
             return max(deadline - time.perf_counter(), 0.1)
@@ -107,8 +115,20 @@ class Auto:
                         retained, status=Status.FEASIBLE, schedule=schedule, time_s=trace.time_s
                     )
             solution = _better(solution, retained)
-        staged = Staged(left_s(), self.gap, self.threads).solve(problem, solution.schedule)
-        return _better(solution, staged)
+        limit_s = left_s()
+        if self.gap > 0.0 and solution.schedule is not None and solution.gap <= self.gap:
+            # Proven already: a look whether more than one rerun of a value pays, no longer than it took so far.
+            limit_s = min(limit_s, max(_LAST_LOOK_S, time.perf_counter() - begin))
+        staged = Staged(limit_s, self.gap, self.threads).solve(problem, solution.schedule)
+        return self._judged(_better(solution, staged), problem)
+
+    def _judged(self, solution: Solution, problem: Problem) -> Solution:
+        """Optimal is what is proven within the asked gap, by whichever bound."""
+        if solution.schedule is None:
+            return solution
+        unproven_s = solution.time_s - solution.bound_s
+        is_optimal = unproven_s <= max(self.gap, _ROUNDING) * problem.costed.step_s
+        return replace(solution, status=Status.OPTIMAL if is_optimal else Status.FEASIBLE)
 
 
 def _better(first: Solution, second: Solution) -> Solution:

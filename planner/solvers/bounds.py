@@ -10,13 +10,14 @@ from planner.problem import Problem
 from planner.solvers.sequences import fixed_values
 
 
-def least_need_bytes(problem: Problem) -> int:
+def least_need_bytes(problem: Problem, *, free_order: bool = False) -> int:
     """Bytes that any schedule of the step needs.
 
         max_k (static + inputs of k + outputs of k + workspace of k + values held before k)
 
     Args:
         problem: its budget is not read.
+        free_order: first runs in any order; what is held before a node then says nothing.
 
     Returns:
         Bytes of the rank; a smaller budget is infeasible.
@@ -30,7 +31,8 @@ def least_need_bytes(problem: Problem) -> int:
             if not value.is_held or v in node.outputs:
                 now += value.size_bytes
         most = max(most, now)
-        held += sum(graph.values[v].size_bytes for v in node.outputs if graph.values[v].is_held)
+        if not free_order:
+            held += sum(graph.values[v].size_bytes for v in node.outputs if graph.values[v].is_held)
     return max(most + problem.static.resident_bytes, problem.static.optimizer_step_peak_bytes)
 
 

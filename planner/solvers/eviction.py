@@ -1,4 +1,4 @@
-"""Evict what is cheap to make again, large, and not read soon, whenever memory is short: fast, tight, not optimal."""
+"""Whenever memory is short, evict what is cheap to make again, large, and not read soon: fast, not optimal."""
 
 from __future__ import annotations
 

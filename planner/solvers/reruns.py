@@ -45,7 +45,7 @@ def reruns_of(graph: Graph, schedule: Schedule) -> frozenset[Rerun] | None:
 
 
 def lasting_values(graph: Graph) -> set[int]:
-    """Values that stay although their node runs again: a second run does not make them, or the caller holds them."""
+    """Values that stay although their node runs again: held by the caller, or not made by a second run."""
     return {v for v, value in enumerate(graph.values) if value.is_held or value.first_run_only}
 
 

@@ -1,4 +1,4 @@
-"""Stage-sparse Checkmate: a value may run again several times; large graphs are solved a neighbourhood at a time."""
+"""Stage-sparse Checkmate: values are made again several times; large graphs are solved part by part."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ from planner.problem import Problem
 from planner.schedule import Schedule
 from planner.simulate import simulate
 from planner.solution import Solution, Status
+from planner.solvers.bounds import least_need_bytes
 from planner.solvers.reruns import Rerun, reruns_of, rows_bytes, schedule_of, without_useless
 from planner.solvers.staged_model import StagedModel, nearby
 
 _DEPTHS = (1, 2, 4, 8, 16)
+# Every earlier node is a candidate: Checkmate's own choice. For graphs of so many pairs of nodes.
+_EVERY = 10**9
+_MOST_PAIRS = 6_000
 # Whole models beyond this many binaries are left to neighbourhoods.
 _MOST_BINARIES = 40_000
 _ROUNDING = 1e-9
@@ -95,6 +99,9 @@ class StagedSearch:
         self.rng = random.Random(options.seed)
         # Memory rows of reruns that some answer broke.
         self.tight: set[Rerun] = set()
+        self.proved_infeasible = False
+        # Of the last whole model.
+        self.depth = 1
         self.near: dict[int, list[list[int]]] = {}
         self.abs_gap_s = max(options.gap, _ROUNDING) * problem.costed.step_s
 
@@ -108,55 +115,51 @@ class StagedSearch:
 
     def run(self, start: Schedule | None) -> Status:
         """Repair, prove, improve; the answer is in `best` and `bound_s`."""
-        if self._is_impossible():
+        if least_need_bytes(self.problem) > self.problem.budget_bytes:
             return Status.INFEASIBLE
         current = (reruns_of(self.graph, start) if start is not None else None) or frozenset()
         if not self._accept(current):
             self._accept(frozenset())
         is_settled = self._deepen(current)
         if self.best is None:
-            return Status.NOT_FOUND
+            return Status.INFEASIBLE if self.proved_infeasible else Status.NOT_FOUND
         if not is_settled:
             self._improve()
+            if self.remaining_s() > 0.0 and not self._is_proven():
+                self._whole(self.depth, share=1.0)
         return Status.OPTIMAL if self._is_proven() else Status.FEASIBLE
 
     def _deepen(self, current: frozenset[Rerun]) -> bool:
         """Whole models of growing depth; True when a proven one adds nothing to that before it."""
         last_s = float("inf")
         least_depth = 4 if self.options.gap == 0.0 else 2
+        count = len(self.graph.nodes)
+        is_small = count * (count - 1) // 2 <= _MOST_PAIRS
+        is_settled = False
         for depth in _DEPTHS:
-            if self.remaining_s() <= 0.0:
-                return False
+            if self.remaining_s() <= 0.0 or (is_small and depth > 4):
+                break
             outcome = self._whole(depth)
             if self.best is None and (depth > 1 or outcome != "infeasible"):
                 current = self._repair(current)
             if outcome in ("too large", "time"):
-                return False
+                break
             if outcome == "optimal" and self.best is not None:
                 reached_s = self.extra_s(self.best)
                 if reached_s >= last_s - self.abs_gap_s and depth >= least_depth:
-                    return True
+                    is_settled = True
+                    break
                 last_s = reached_s
-        return False
+        if is_small and self.remaining_s() > 0.0:
+            outcome = self._whole(_EVERY)
+            self.proved_infeasible = outcome == "infeasible"
+            return outcome == "optimal"
+        return is_settled
 
     def _is_proven(self) -> bool:
         if self.best is None:
             return False
         return self.problem.costed.step_s + self.extra_s(self.best) - self.bound_s <= self.abs_gap_s
-
-    def _is_impossible(self) -> bool:
-        """Some node's own values pass the room, or the optimizer's step the budget."""
-        held = 0
-        for node in self.graph.nodes:
-            own = sum(
-                self.graph.values[v].size_bytes
-                for v in {*node.inputs, *node.outputs}
-                if not self.graph.values[v].is_held
-            )
-            held += sum(self.graph.values[v].size_bytes for v in node.outputs if self.graph.values[v].is_held)
-            if own + held + node.workspace_bytes > self.room:
-                return True
-        return self.problem.static.optimizer_step_peak_bytes > self.problem.budget_bytes
 
     def _accept(self, reruns: frozenset[Rerun]) -> bool:
         """Keep a choice that fits and is cheaper than the best one."""
@@ -257,12 +260,18 @@ class StagedSearch:
 
     # -- the whole graph --------------------------------------------------------------------------------------
 
-    def _whole(self, depth: int) -> str:
-        """All candidates of a depth at once: "optimal", "infeasible", "time" or "too large"."""
+    def _whole(self, depth: int, *, share: float = 0.3) -> str:
+        """All candidates of a depth at once: "optimal", "infeasible", "time" or "too large".
+
+        Args:
+            depth: of the candidates.
+            share: of the time that is left.
+        """
         near = self._candidates(depth, range(len(self.graph.nodes)))
         free = self._useful(sorted({*near, *(self.best or ())}))
         if len(free) > _MOST_BINARIES:
             return "too large"
+        self.depth = depth
         model = StagedModel(self.problem, free)
         self.was_infeasible, self.depth_bound_s = False, 0.0
         start = self.best

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable
+from itertools import pairwise
 
 import numpy as np
 
@@ -23,12 +25,15 @@ def nearby(problem: Problem, depth: int) -> list[list[int]]:
 
     Args:
         problem: the graph.
-        depth: longest chain of reruns in a stage.
+        depth: longest chain of reruns in a stage; no less than the number of nodes is every earlier node.
 
     Returns:
         For each node t the earlier nodes, in order.
     """
     graph = problem.costed.graph
+    if depth >= len(graph.nodes):
+        again = [k for k, node in enumerate(graph.nodes) if node.can_rematerialize]
+        return [again[: bisect_left(again, t)] for t in range(len(graph.nodes))]
     makers = [
         tuple(
             dict.fromkeys(
@@ -46,7 +51,9 @@ def nearby(problem: Problem, depth: int) -> list[list[int]]:
     for t in range(len(graph.nodes)):
         seen: set[int] = set()
         front = [t]
-        for _ in range(depth):
+        for _ in range(min(depth, t)):
+            if not front:
+                break
             front = [k for user in front for k in makers[user] if k not in seen]
             seen.update(front)
             front = list(dict.fromkeys(front))
@@ -123,7 +130,7 @@ class StagedModel:
             if self.size[v] == 0.0:
                 continue
             row = self.touches[v]
-            for a, b in zip(row, row[1:], strict=False):
+            for a, b in pairwise(row):
                 self.before[v][b] = a
                 if is_open[v]:
                     column = self.after[v][a] = self.model.column()
@@ -218,8 +225,17 @@ class StagedModel:
         return total
 
     def binding(self) -> np.ndarray:
-        """First runs at which memory could pass the room, whatever else runs again."""
-        return self.first_run_units(np.ones(self.model.num_columns)) > self.room / self.byte_scale
+        """Stages in which memory could pass the room, whatever runs again."""
+        graph = self.graph
+        delta = np.zeros(len(graph.nodes) + 1)
+        for v, value in enumerate(graph.values):
+            last = len(graph.nodes) - 1 if value.is_held else self.touches[v][-1]
+            delta[value.node] += value.size_bytes
+            delta[last + 1] -= value.size_bytes
+        most = np.cumsum(delta[:-1])
+        for t, ks in enumerate(self.stage):
+            most[t] += max(graph.nodes[k].workspace_bytes for k in (*ks, t))
+        return most > self.room
 
     def write_first_run(self, t: int) -> None:
         """(14) Memory while node t runs for the first time."""
