@@ -71,4 +71,5 @@ def _class_names(tree: ast.Module) -> set[str]:
         and isinstance(line.target, ast.Name)
         and line.target.id == "name"
         and isinstance(line.value, ast.Constant)
+        and isinstance(line.value.value, str)
     }
