@@ -8,10 +8,13 @@ from typing import ClassVar
 
 from planner.order import flatter_order, reordered
 from planner.problem import Problem
+from planner.schedule import Schedule
+from planner.simulate import ScheduleError, simulate
 from planner.solution import Solution, Status
 from planner.solvers.bounds import least_need_bytes
 from planner.solvers.chain_dp import ChainDp
 from planner.solvers.eviction import Eviction
+from planner.solvers.griewank import Griewank
 from planner.solvers.materialization import Materialization
 from planner.solvers.retain_all import RetainAll
 from planner.solvers.staged import Staged
@@ -38,6 +41,7 @@ class Auto:
         gap: asked share of the step's time that may stay unproven.
         threads: of the MILP solver.
         free_order: the order of the nodes may be changed first.
+        start: a schedule to begin with, first runs in the given order; it need not fit the budget.
     """
 
     name: ClassVar[str] = "auto"
@@ -46,6 +50,7 @@ class Auto:
     gap: float = 0.002
     threads: int = 2
     free_order: bool = False
+    start: Schedule | None = None
 
     def solve(self, problem: Problem) -> Solution:
         """The best schedule that any of the solvers finds.
@@ -65,7 +70,7 @@ class Auto:
         return replace(solution, solve_s=time.perf_counter() - begin)
 
     def _in_free_order(self, problem: Problem, deadline: float) -> Solution:
-        """In an order that passes the budget less, then in the given one; what is proven for one order is not kept."""
+        """In an order that passes the budget less, then in the given one; bounds of one order are not kept."""
 
         def left_s() -> float:
             return deadline - time.perf_counter()
@@ -100,27 +105,47 @@ class Auto:
             return solution
         evicted = Eviction(time_limit_s=_EVICTION_SHARE * left_s()).solve(problem)
         solution = _better(replace(solution, bound_s=problem.costed.step_s), evicted)
+        solution = _better(solution, self._started(problem))
         graph = problem.costed.graph
         if graph.num_forward < len(graph.nodes):
             limit_s = _MATERIALIZATION_SHARE * left_s()
-            retained = Materialization(limit_s, self.gap, self.threads).solve(problem)
-            if (
-                retained.schedule is None
-                and solution.schedule is None
-                and retained.status is Status.NOT_FOUND
-            ):
-                schedule, trace = Materialization(limit_s, threads=self.threads).smallest_peak(problem)
-                if trace.peak_bytes <= problem.budget_bytes:
-                    retained = replace(
-                        retained, status=Status.FEASIBLE, schedule=schedule, time_s=trace.time_s
-                    )
-            solution = _better(solution, retained)
+            solution = _better(solution, Materialization(limit_s, self.gap, self.threads).solve(problem))
+            if solution.schedule is None:
+                solution = self._flat(problem, limit_s)
         limit_s = left_s()
         if self.gap > 0.0 and solution.schedule is not None and solution.gap <= self.gap:
             # Proven already: a look whether more than one rerun of a value pays, no longer than it took so far.
             limit_s = min(limit_s, max(_LAST_LOOK_S, time.perf_counter() - begin))
         staged = Staged(limit_s, self.gap, self.threads).solve(problem, solution.schedule)
         return self._judged(_better(solution, staged), problem)
+
+    def _started(self, problem: Problem) -> Solution:
+        """The given schedule, if there is one that fits."""
+        nothing = Solution(Status.NOT_FOUND, None, float("inf"), problem.costed.step_s, 0.0, self.name)
+        if self.start is None:
+            return nothing
+        try:
+            trace = simulate(problem, self.start)
+        except ScheduleError:
+            return nothing  # of the given order, where another one is being solved
+        if trace.peak_bytes > problem.budget_bytes:
+            return nothing
+        return replace(nothing, status=Status.FEASIBLE, schedule=self.start, time_s=trace.time_s)
+
+    def _flat(self, problem: Problem, limit_s: float) -> Solution:
+        """What needs little memory, whatever its time; nothing is proven."""
+        flat = Griewank().solve(problem)
+        if flat.schedule is None:
+            schedule, trace = Materialization(limit_s, threads=self.threads).smallest_peak(problem)
+            if trace.peak_bytes <= problem.budget_bytes:
+                flat = replace(
+                    flat,
+                    status=Status.FEASIBLE,
+                    schedule=schedule,
+                    time_s=trace.time_s,
+                    solver=Materialization.name,
+                )
+        return replace(flat, bound_s=problem.costed.step_s)
 
     def _judged(self, solution: Solution, problem: Problem) -> Solution:
         """Optimal is what is proven within the asked gap, by whichever bound."""
@@ -132,9 +157,9 @@ class Auto:
 
 
 def _better(first: Solution, second: Solution) -> Solution:
-    """The cheaper answer; of equal ones the one that is proven closer."""
+    """The cheaper answer; of equal ones the one that is proven closer. Without one, the word of the second."""
     if second.schedule is None:
-        return first if first.schedule is not None or second.status is Status.NOT_FOUND else second
+        return first if first.schedule is not None else second
     if first.schedule is None or second.time_s < first.time_s * (1.0 - 1e-12):
         return second
     if second.time_s <= first.time_s * (1.0 + 1e-12) and second.bound_s > first.bound_s:

@@ -21,7 +21,7 @@ from planner.solvers.staged_model import StagedModel, nearby
 _DEPTHS = (1, 2, 4, 8, 16)
 # Every earlier node is a candidate: Checkmate's own choice. For graphs of so many pairs of nodes.
 _EVERY = 10**9
-_MOST_PAIRS = 6_000
+_MOST_PAIRS, _FEW_PAIRS = 6_000, 1_500
 # Whole models beyond this many binaries are left to neighbourhoods.
 _MOST_BINARIES = 40_000
 _ROUNDING = 1e-9
@@ -100,6 +100,8 @@ class StagedSearch:
         # Memory rows of reruns that some answer broke.
         self.tight: set[Rerun] = set()
         self.proved_infeasible = False
+        # Some whole model was solved to the end: `bound_s` is of the deepest of those.
+        self.is_bounded = False
         # Of the last whole model.
         self.depth = 1
         self.near: dict[int, list[list[int]]] = {}
@@ -134,7 +136,7 @@ class StagedSearch:
         last_s = float("inf")
         least_depth = 4 if self.options.gap == 0.0 else 2
         count = len(self.graph.nodes)
-        is_small = count * (count - 1) // 2 <= _MOST_PAIRS
+        is_small = count * (count - 1) // 2 <= (_MOST_PAIRS if self.options.gap == 0.0 else _FEW_PAIRS)
         is_settled = False
         for depth in _DEPTHS:
             if self.remaining_s() <= 0.0 or (is_small and depth > 4):
@@ -284,7 +286,13 @@ class StagedSearch:
         )
         if answer is not None:
             self._accept(answer)
-        self.bound_s = max(self.problem.costed.step_s, self.depth_bound_s)
+        best_s = self.problem.costed.step_s + (self.extra_s(self.best) if self.best is not None else 0.0)
+        if proven or self.best is None or best_s < self.bound_s - _ROUNDING * self.problem.costed.step_s:
+            # A deeper model that ran out of time says nothing new of an answer that the last one proved.
+            self.bound_s = max(self.problem.costed.step_s, self.depth_bound_s)
+        elif not self.is_bounded:
+            self.bound_s = max(self.problem.costed.step_s, self.depth_bound_s)
+        self.is_bounded |= proven
         if self.was_infeasible:
             return "infeasible"
         return "optimal" if proven else "time"
