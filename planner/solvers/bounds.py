@@ -28,7 +28,7 @@ def least_need_bytes(problem: Problem, *, free_order: bool = False) -> int:
         now = held + node.workspace_bytes
         for v in {*node.inputs, *node.outputs}:
             value = graph.values[v]
-            if not value.is_held or v in node.outputs:
+            if free_order or not value.is_held or v in node.outputs:
                 now += value.size_bytes
         most = max(most, now)
         if not free_order:
