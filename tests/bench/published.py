@@ -13,11 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import platform
 import sys
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from cost_models.units import parse_seconds
+from tests.bench.machine import INSTANCES, machine
 from tests.bench.published_runs import (
-    INSTANCES,
+    NETWORKS,
     OURS,
     ChainRun,
     budgets_between,
@@ -38,17 +36,6 @@ from tests.bench.published_runs import (
 
 _CHAIN_NODES = (9, 17, 25, 33)
 _CHAIN_ROWS = ("checkmate", "chain_dp", "auto")
-_DEFAULT_INSTANCES = Path(__file__).resolve().parents[3] / "shared" / "instances"
-
-
-def machine() -> dict[str, object]:
-    """Where this ran, and with which versions."""
-    return {
-        "cores": os.cpu_count(),
-        "machine": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("pulp", "highspy", "numpy")},
-    }
 
 
 def ratio_table(rows: list[dict[str, Any]]) -> Table:
@@ -91,9 +78,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--instances", type=Path, default=_DEFAULT_INSTANCES)
+    parser.add_argument("--instances", type=Path, default=INSTANCES)
     parser.add_argument(
-        "--only", nargs="*", default=list(INSTANCES), help="names of instances; none: chains only"
+        "--only", nargs="*", default=list(NETWORKS), help="names of instances; none: chains only"
     )
     parser.add_argument("--out", type=Path)
     parser.add_argument("--time-limit", type=parse_seconds, default=60.0, help="of one solve, such as 60s")
@@ -133,7 +120,7 @@ def main() -> None:
             "ratios": table,
             "runs": runs,
             "chains": [{**asdict(run), "same_optimum": run.same_optimum()} for run in chains],
-            **machine(),
+            **machine("pulp", "highspy", "numpy"),
         }
         options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     wrong = [f"{run.num_nodes} nodes in {run.budget_bytes} bytes" for run in chains if not run.same_optimum()]

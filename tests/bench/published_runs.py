@@ -20,7 +20,7 @@ from planner.solvers.bounds import least_need_bytes
 from planner.solvers.sequences import schedule_of_order
 from tests.graphs import chain, node, priced, problem
 
-INSTANCES = ("mobilenet", "vgg16", "u-net", "resnet50")
+NETWORKS = ("mobilenet", "vgg16", "u-net", "resnet50")
 # Row -> solver, its options, and what the paper (Jain et al., 2020) reports over its networks.
 BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
     "Checkmate, LP rounding": ("checkmate", {"rounding": True}),

@@ -13,8 +13,8 @@ from planner.graph import Phase
 from planner.problem import Problem
 from planner.simulate import simulate
 from planner.solvers.retain_all import retain_all_schedule
+from tests.bench.machine import INSTANCES
 
-INSTANCES = Path(__file__).resolve().parents[3] / "shared" / "instances"
 NODE = {"cost": 1, "bytes": 2}
 
 
