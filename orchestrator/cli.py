@@ -18,10 +18,10 @@ from orchestrator.failures import RunFailedError
 from orchestrator.job import JobSpec
 from orchestrator.run_folder import RunFolder
 from planner.__main__ import quiet_libraries, show, tell
+from planner.cli.answer import PrepareWorkload, explain_file
+from planner.cli.command import plan_command
+from planner.cli.request import AsJson, BudgetText, JobPath, PicturePath
 from planner.errors import InfeasibleError, SolverError
-from planner.plan_answer import PrepareWorkload, explain_file
-from planner.plan_command import plan_command
-from planner.plan_request import AsJson, BudgetText, JobPath, PicturePath
 from planner.workload import Workload
 from planner.yaml_reader import read_yaml
 

@@ -21,8 +21,8 @@ from orchestrator.run_folder import RunFolder
 from orchestrator.stopping import StopSignal
 from orchestrator.worker import Assignment, Outcome
 from planner import Plan
-from planner.plots import memory_figure
-from planner.report import plan_lines
+from planner.report.plots import memory_figure
+from planner.report.summary import plan_lines
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import typer
 
-from planner.plan_answer import Answer, PrepareWorkload
-from planner.plan_command import plan_command
+from planner.cli.answer import Answer, PrepareWorkload
+from planner.cli.command import plan_command
 from planner.workload import Workload
 
 _INTERRUPTED = 130

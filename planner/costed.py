@@ -45,6 +45,14 @@ class CostedGraph:
         """Seconds of the step when every node runs once."""
         return float(sum(self.time_s))
 
+    def extra_time_fraction(self, time_s: float) -> float:
+        """What a schedule of `time_s` seconds takes beyond the step, as a share of the step.
+
+        >>> CostedGraph(Graph((), ()), ()).extra_time_fraction(0.0)
+        0.0
+        """
+        return max(0.0, time_s - self.step_s) / self.step_s if self.step_s else 0.0
+
 
 def annotate(graph: Graph, cost_model: CostModel) -> CostedGraph:
     """Price every node of the graph.

@@ -258,7 +258,7 @@ def _plan_of(
         retained_all_peak_bytes=retained_all.peak_bytes,
         static_bytes=problem.static.resident_bytes,
         step_s=costed.step_s,
-        extra_time_fraction=max(0.0, trace.time_s - costed.step_s) / costed.step_s if costed.step_s else 0.0,
+        extra_time_fraction=costed.extra_time_fraction(trace.time_s),
         peak_owner=peak_owner,
         instructions=instructions_of(solution.schedule),
         timeline_bytes=trace.timeline_bytes,

@@ -1,11 +1,18 @@
-"""Which values are there while a schedule runs."""
+"""Which values are there while a schedule runs, and what holds its peak up."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from planner.graph import Graph
+from planner.problem import Problem
 from planner.schedule import Compute, Schedule
+from planner.simulate import Trace
+
+# An answer names no more of the values that hold a peak up.
+_MAX_HOLDERS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +28,23 @@ class Lifetime:
     value: int
     first: int
     stop: int
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A value that is there when a schedule peaks.
+
+    Attributes:
+        name: of the operation that made it, or what else the bytes are.
+        op: its operator.
+        layer: module that it comes from, "" if unknown.
+        size_bytes: what it takes.
+    """
+
+    name: str
+    op: str
+    layer: str
+    size_bytes: int
 
 
 def lifetimes(graph: Graph, schedule: Schedule) -> list[Lifetime]:
@@ -67,3 +91,45 @@ def residents_at(graph: Graph, schedule: Schedule, position: int) -> list[int]:
     """
     now = sum(isinstance(i, Compute) for i in schedule.instructions[:position])
     return [stay.value for stay in lifetimes(graph, schedule) if stay.first <= now < stay.stop]
+
+
+def peak_owner(problem: Problem, schedule: Schedule, trace: Trace) -> str:
+    """What runs when a schedule peaks, in words."""
+    step = schedule.instructions[trace.peak_instruction]
+    if 0 < trace.peak_bytes == problem.static.optimizer_step_peak_bytes:
+        return "the optimizer's step"
+    if not isinstance(step, Compute):
+        return "memory that is always there"
+    return described(problem.costed.graph, step.node)
+
+
+def described(graph: Graph, node: int) -> str:
+    """A node in words: its name, operator, phase and layer."""
+    this = graph.nodes[node]
+    if this.name == str(node):
+        return f"node {this.name}"
+    layer = f" of {this.layer}" if this.layer else ""
+    return f"{this.name} ({this.op}, {this.phase.value}{layer})"
+
+
+def holders(problem: Problem, schedule: Schedule, trace: Trace) -> list[Holder]:
+    """Everything that is there when a schedule peaks, the largest first; the bytes sum to the peak."""
+    graph, static = problem.costed.graph, problem.static
+    if 0 < trace.peak_bytes == static.optimizer_step_peak_bytes:
+        return [Holder("optimizer step", "", "", trace.peak_bytes)]
+    found = []
+    for v in residents_at(graph, schedule, trace.peak_instruction):
+        node = graph.nodes[graph.values[v].node]
+        found.append(Holder(node.name, node.op, node.layer, graph.values[v].size_bytes))
+    step = schedule.instructions[trace.peak_instruction]
+    if isinstance(step, Compute) and graph.nodes[step.node].workspace_bytes:
+        node = graph.nodes[step.node]
+        found.append(Holder(f"{node.name} (workspace)", node.op, node.layer, node.workspace_bytes))
+    if static.resident_bytes:
+        found.append(Holder("static memory", "", "", static.resident_bytes))
+    return sorted(found, key=lambda holder: -holder.size_bytes)
+
+
+def holder_objects(problem: Problem, schedule: Schedule, trace: Trace) -> list[dict[str, Any]]:
+    """The largest of what is there when a schedule peaks, for ``--json``."""
+    return [dataclasses.asdict(one) for one in holders(problem, schedule, trace)[:_MAX_HOLDERS]]

@@ -8,12 +8,10 @@ from typing import Any
 from cost_models.units import format_bytes
 from planner.errors import InfeasibleError
 from planner.problem import Problem
-from planner.smallest import Smallest, holders, peak_owner, smallest_budget
+from planner.residency import holder_objects, peak_owner
 from planner.solution import Solution, Status
 from planner.solvers import DEFAULT_SOLVER, Solver, solver_named
-
-# An answer names no more of the values that hold a budget up.
-_MAX_HOLDERS = 20
+from planner.tradeoff.smallest import Smallest, smallest_budget
 
 
 def chosen_solver(name: str, *, time_limit_s: float, free_order: bool = False, **options: Any) -> Solver:
@@ -119,9 +117,6 @@ def infeasible(problem: Problem, smallest: Smallest, *, proven: bool) -> Infeasi
     error.facts = {
         "status": "infeasible" if proven else "not_found",
         "least_need_bytes": smallest.floor_bytes,
-        "held_up_by_values": [
-            {"name": one.name, "op": one.op, "layer": one.layer, "size_bytes": one.size_bytes}
-            for one in holders(problem, smallest.schedule, smallest.trace)[:_MAX_HOLDERS]
-        ],
+        "held_up_by_values": holder_objects(problem, smallest.schedule, smallest.trace),
     }
     return error

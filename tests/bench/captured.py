@@ -57,9 +57,9 @@ def measure(name: str, *, others: bool) -> dict[str, Any]:
     import resource
 
     from planner.simulate import simulate
-    from planner.smallest import smallest_budget
     from planner.solvers import solver_named
     from planner.solvers.retain_all import retain_all_schedule
+    from planner.tradeoff.smallest import smallest_budget
 
     begin = time.perf_counter()
     problem = problem_of(name)

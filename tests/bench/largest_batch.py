@@ -20,12 +20,12 @@ from cost_models.work import Work
 from planner.bare_graph import read_bare_graph
 from planner.costed import CostedGraph, annotate
 from planner.graph import Graph
-from planner.largest_batch import AllowedTime, largest_batch
 from planner.prepared import Prepared
 from planner.problem import Problem
+from planner.report.text_table import text_table
 from planner.simulate import Trace
 from planner.solution import Solution
-from planner.text_table import text_table
+from planner.tradeoff.largest_batch import AllowedTime, largest_batch
 
 INSTANCES = Path(__file__).resolve().parents[3] / "shared" / "instances"
 BUDGET = "16GB"

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
+
+from tests.bench.machine import machine
 
 HERE = Path(__file__).resolve().parent
 _IMPORTS = "import resource, torch, transformers.models.gpt2.modeling_gpt2, torch._functorch.aot_autograd\n"
@@ -26,7 +25,7 @@ def measure(budget: str) -> dict[str, object]:
     code = (
         _IMPORTS + "import contextlib, json, sys\n"
         "from planner.workload import Workload\nfrom planner.pipeline import plan_workload\n"
-        "from planner.report import plan_object\n"
+        "from planner.report.summary import plan_object\n"
         "w = Workload.load(sys.argv[1]).model_copy(update={'budget': sys.argv[2]})\n"
         "print(json.dumps(plan_object(plan_workload(w))))\n" + _RSS
     )
@@ -35,9 +34,7 @@ def measure(budget: str) -> dict[str, object]:
     return {
         **json.loads(planned[0]),
         "process_bytes_beyond_imports": int(planned[1]) - int(base[0]),
-        "cores": os.cpu_count(),
-        "machine": platform.processor() or platform.machine(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "pulp", "highspy")},
+        **machine("torch", "transformers", "pulp", "highspy"),
     }
 
 

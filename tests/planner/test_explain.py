@@ -17,12 +17,12 @@ from typer.testing import CliRunner
 import planner
 from orchestrator.cli import app
 from planner.costed import CostedGraph
-from planner.explain import Explanation, LayerRow, explain, explanation_lines
 from planner.graph import Graph
 from planner.just_in_time import just_in_time
 from planner.plan_file import Plan, Provenance, Signature, instructions_of
-from planner.plots import memory_figure, saved
-from planner.replayed import Replayed, layer_timelines
+from planner.report.explain import Explanation, LayerRow, explain, explanation_lines
+from planner.report.plots import memory_figure, saved
+from planner.report.replayed import Replayed, layer_timelines
 from planner.simulate import simulate
 from planner.step_table import StepTable
 from tests.graphs import chain, priced, problem

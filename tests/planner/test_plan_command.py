@@ -197,7 +197,7 @@ def test_a_solver_that_fails_is_a_sentence_and_status_1(graph: Path, monkeypatch
 def test_a_missing_solver_library_is_named(graph: Path, monkeypatch: pytest.MonkeyPatch):
     for name in [name for name in sys.modules if name.startswith("planner.solvers.")]:
         monkeypatch.delitem(sys.modules, name)
-    for name in ("planner.bare_answer", "planner.solving", "planner.smallest"):
+    for name in ("planner.bare_plan", "planner.solving", "planner.tradeoff.smallest"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "highspy", None)
     result = plan("--graph", graph, "--budget", "80%")

@@ -17,21 +17,22 @@ from cost_models.roofline import Roofline
 from orchestrator.cli import app
 from planner.bare_graph import read_bare_graph
 from planner.errors import InfeasibleError, SolverError
-from planner.front_plot import front_figure
-from planner.largest_batch import AllowedTime, _bisected, largest_batch
 from planner.pipeline import prepare
 from planner.plan_file import Plan
 from planner.prepared import Prepared
 from planner.problem import Problem
-from planner.rebatched import batch_size_of, scaling, with_batch_size
+from planner.report.front_plot import front_figure
+from planner.residency import holders
 from planner.simulate import simulate
-from planner.smallest import holders, smallest_budget
 from planner.solution import Status
 from planner.solvers.bounds import least_need_bytes
 from planner.solvers.materialization import Materialization
 from planner.strict import WorkloadError
-from planner.tradeoff import Front, budgets_between, sweep
-from planner.workers import Outcome, Task, run_tasks
+from planner.tradeoff.largest_batch import AllowedTime, _bisected, largest_batch
+from planner.tradeoff.rebatched import batch_size_of, scaling, with_batch_size
+from planner.tradeoff.smallest import smallest_budget
+from planner.tradeoff.sweep import Front, budgets_between, sweep
+from planner.tradeoff.workers import Outcome, Task, run_tasks
 from planner.workload import Workload
 from tests.graphs import chain, priced, problem
 from tests.models import TinyGPT, token_loss

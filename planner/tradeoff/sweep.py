@@ -11,11 +11,11 @@ from typing import Any
 from planner.problem import Problem
 from planner.schedule import Schedule
 from planner.simulate import simulate
-from planner.smallest import Smallest, smallest_budget
 from planner.solution import Solution, Status
 from planner.solvers import DEFAULT_SOLVER, solver_names
 from planner.solvers.retain_all import RetainAll, retain_all_schedule
-from planner.workers import Outcome, Task, run_tasks
+from planner.tradeoff.smallest import Smallest, smallest_budget
+from planner.tradeoff.workers import Outcome, Task, run_tasks
 
 NUM_BUDGETS = 12
 # What a front is compared with, where the solver exists.
@@ -132,7 +132,7 @@ def sweep(
         limited = {"time_limit_s": min(_BASELINE_LIMIT_S, time_limit_s), "threads": 1}
         names = [name for name in BASELINES if name in solver_names() and name != solver]
         tasks += [Task(budget, name, limited) for name in names for budget in budgets]
-    known = [Known.of(problem, _solution_of(smallest), DEFAULT_SOLVER)]
+    known = [Known.of(problem, smallest.solution, DEFAULT_SOLVER)]
     outcomes: list[Outcome] = []
 
     def start(task: Task) -> Schedule | None:
@@ -198,16 +198,11 @@ def best_within(known: Sequence[Known], budget_bytes: int) -> Known | None:
 def _pareto(problem: Problem, known: Sequence[Known]) -> tuple[tuple[int, float], ...]:
     """Peak and extra time of the plans that no other one beats, by rising peak."""
     front: list[tuple[int, float]] = []
-    step_s = problem.costed.step_s
     for one in sorted(known, key=lambda one: (one.peak_bytes, one.time_s)):
-        extra = max(0.0, one.time_s - step_s) / step_s if step_s else 0.0
+        extra = problem.costed.extra_time_fraction(one.time_s)
         if not front or extra < front[-1][1]:
             front.append((one.peak_bytes, extra))
     return tuple(front)
-
-
-def _solution_of(smallest: Smallest) -> Solution:
-    return Solution(Status.FEASIBLE, smallest.schedule, smallest.trace.time_s, 0.0, 0.0, smallest.solver)
 
 
 def _baseline_points(problem: Problem, outcomes: Sequence[Outcome], name: str) -> tuple[FrontPoint, ...]:
@@ -239,7 +234,7 @@ def _point(problem: Problem, own: Outcome, best: Known | None) -> FrontPoint:
         status=(Status.OPTIMAL if proven else Status.FEASIBLE).value,
         solver=best.solution.solver,
         peak_bytes=best.peak_bytes,
-        extra_time_fraction=max(0.0, best.time_s - step_s) / step_s if step_s else 0.0,
+        extra_time_fraction=problem.costed.extra_time_fraction(best.time_s),
         gap=unproven_s / best.time_s if best.time_s else 0.0,
         num_rematerialized=best.num_rematerialized,
         solve_s=solve_s,

@@ -1,4 +1,4 @@
-"""The smallest budget for which a plan is known, and what holds it up."""
+"""The smallest budget for which a plan is known, by bisection."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from planner.graph import Graph
 from planner.problem import Problem
-from planner.residency import residents_at
-from planner.schedule import Compute, Schedule
+from planner.schedule import Schedule
 from planner.simulate import Trace, simulate
-from planner.solution import Solution
+from planner.solution import Solution, Status
 from planner.solvers import DEFAULT_SOLVER, solver_named, solver_names
 from planner.solvers.bounds import least_need_bytes
 from planner.solvers.materialization import Materialization
@@ -26,23 +24,6 @@ _FLAT_SOLVERS = ("eviction", "griewank", "chain_dp", "chen_greedy", "chen_sqrt")
 _WITH_FLATTEST = ("auto", "materialization")
 # One trial takes at most this share of the time that is left.
 _SHARE_OF_TIME = 0.3
-
-
-@dataclass(frozen=True)
-class Holder:
-    """A value that is there when a schedule peaks.
-
-    Attributes:
-        name: of the operation that made it, or what else the bytes are.
-        op: its operator.
-        layer: module that it comes from, "" if unknown.
-        size_bytes: what it takes.
-    """
-
-    name: str
-    op: str
-    layer: str
-    size_bytes: int
 
 
 @dataclass(frozen=True)
@@ -65,6 +46,11 @@ class Smallest:
     def budget_bytes(self) -> int:
         """The smallest budget that is known to work."""
         return self.trace.peak_bytes
+
+    @property
+    def solution(self) -> Solution:
+        """The schedule as a solver's answer, its time not proven."""
+        return Solution(Status.FEASIBLE, self.schedule, self.trace.time_s, 0.0, 0.0, self.solver)
 
 
 def smallest_budget(
@@ -89,7 +75,7 @@ def smallest_budget(
     """
     deadline = time.perf_counter() + time_limit_s
     schedule = retain_all_schedule(problem)
-    floor_bytes = need_of_one_node(problem) if options.get("free_order") else least_need_bytes(problem)
+    floor_bytes = least_need_bytes(problem, free_order=options.get("free_order", False))
     best = Smallest(schedule, simulate(problem, schedule), floor_bytes, RetainAll.name)
     graph = problem.costed.graph
     if solver in _WITH_FLATTEST and 0 < graph.num_forward < len(graph.nodes):
@@ -114,16 +100,6 @@ def smallest_budget(
     return best
 
 
-def need_of_one_node(problem: Problem) -> int:
-    """Bytes that any schedule needs in any order: static memory, and the inputs and outputs of one node."""
-    graph, static = problem.costed.graph, problem.static
-    needs = (
-        node.workspace_bytes + sum(graph.values[v].size_bytes for v in {*node.inputs, *node.outputs})
-        for node in graph.nodes
-    )
-    return max(static.resident_bytes + max(needs, default=0), static.optimizer_step_peak_bytes)
-
-
 def _any_within(problem: Problem, solver: str, options: dict[str, Any]) -> Solution | None:
     """An answer within the budget, whatever its time: the gap is as wide as can be."""
     quick = [name for name in _FLAT_SOLVERS if solver == DEFAULT_SOLVER and name in solver_names()]
@@ -132,40 +108,3 @@ def _any_within(problem: Problem, solver: str, options: dict[str, Any]) -> Solut
         if found.schedule is not None:
             return found
     return None
-
-
-def peak_owner(problem: Problem, schedule: Schedule, trace: Trace) -> str:
-    """What runs when a schedule peaks, in words."""
-    step = schedule.instructions[trace.peak_instruction]
-    if 0 < trace.peak_bytes == problem.static.optimizer_step_peak_bytes:
-        return "the optimizer's step"
-    if not isinstance(step, Compute):
-        return "memory that is always there"
-    return described(problem.costed.graph, step.node)
-
-
-def described(graph: Graph, node: int) -> str:
-    """A node in words: its name, operator, phase and layer."""
-    this = graph.nodes[node]
-    if this.name == str(node):
-        return f"node {this.name}"
-    layer = f" of {this.layer}" if this.layer else ""
-    return f"{this.name} ({this.op}, {this.phase.value}{layer})"
-
-
-def holders(problem: Problem, schedule: Schedule, trace: Trace) -> list[Holder]:
-    """Everything that is there when a schedule peaks, the largest first; the bytes sum to the peak."""
-    graph, static = problem.costed.graph, problem.static
-    if 0 < trace.peak_bytes == static.optimizer_step_peak_bytes:
-        return [Holder("optimizer step", "", "", trace.peak_bytes)]
-    found = []
-    for v in residents_at(graph, schedule, trace.peak_instruction):
-        node = graph.nodes[graph.values[v].node]
-        found.append(Holder(node.name, node.op, node.layer, graph.values[v].size_bytes))
-    step = schedule.instructions[trace.peak_instruction]
-    if isinstance(step, Compute) and graph.nodes[step.node].workspace_bytes:
-        node = graph.nodes[step.node]
-        found.append(Holder(f"{node.name} (workspace)", node.op, node.layer, node.workspace_bytes))
-    if static.resident_bytes:
-        found.append(Holder("static memory", "", "", static.resident_bytes))
-    return sorted(found, key=lambda holder: -holder.size_bytes)

@@ -13,12 +13,12 @@ from planner.errors import InfeasibleError
 from planner.graph import Phase
 from planner.prepared import Prepared
 from planner.problem import Problem
-from planner.rebatched import scaling
 from planner.simulate import simulate
 from planner.solution import Solution, Status
 from planner.solvers.bounds import least_need_bytes
 from planner.solvers.retain_all import RetainAll
 from planner.solving import chosen_solver, solve
+from planner.tradeoff.rebatched import scaling
 
 T = TypeVar("T")
 _FORWARD = "forward"

@@ -8,11 +8,11 @@ from cost_models.units import format_bytes, format_seconds
 from planner.errors import InfeasibleError
 
 if TYPE_CHECKING:
-    from planner.bare_answer import BareAnswer
+    from planner.bare_plan import BarePlan
     from planner.plan_file import Plan
 
 
-def plan_lines(plan: Plan | BareAnswer) -> list[str]:
+def plan_lines(plan: Plan | BarePlan) -> list[str]:
     """What a plan promises, in five lines."""
     share = plan.budget_bytes / plan.retained_all_peak_bytes if plan.retained_all_peak_bytes else 1.0
     if plan.hardware is None:
@@ -34,7 +34,7 @@ def plan_lines(plan: Plan | BareAnswer) -> list[str]:
     ]
 
 
-def plan_object(plan: Plan | BareAnswer) -> dict[str, Any]:
+def plan_object(plan: Plan | BarePlan) -> dict[str, Any]:
     """The numbers of a plan for ``--json``."""
     return {
         "status": plan.status,

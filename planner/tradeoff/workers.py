@@ -142,7 +142,7 @@ class _Process:
     def _begun(self) -> subprocess.Popen[bytes]:
         if self.ended:
             raise EOFError
-        paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+        paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", __name__],
             stdin=subprocess.PIPE,
@@ -188,6 +188,8 @@ def _outcome(problem: Problem, task: Task, start: Schedule | None) -> Outcome:
 
 
 if __name__ == "__main__":
-    from planner.workers import _serve as serve  # what is pickled belongs to the module, not to __main__
+    from planner.tradeoff.workers import (
+        _serve as serve,  # what is pickled belongs to the module, not to __main__
+    )
 
     serve()

@@ -9,9 +9,9 @@ from typing import Any
 
 from cost_models.units import format_bytes, format_seconds
 from planner.plan_file import Plan
-from planner.replayed import STATIC, WORKSPACE, Replayed
-from planner.smallest import Holder, holders
-from planner.text_table import text_table
+from planner.report.replayed import STATIC, WORKSPACE, Replayed
+from planner.report.text_table import text_table
+from planner.residency import Holder, holders
 
 _MAX_HOLDERS = 8
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from planner.plots import COLOURS, unit_of
-from planner.tradeoff import Front
+from planner.report.plots import COLOURS, unit_of
+from planner.tradeoff.sweep import Front
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

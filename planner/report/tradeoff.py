@@ -6,11 +6,11 @@ from typing import Any
 
 from cost_models.units import format_bytes
 from planner.prepared import Prepared
-from planner.smallest import Smallest, holders, peak_owner
-from planner.text_table import text_table
-from planner.tradeoff import Front
+from planner.report.text_table import text_table
+from planner.residency import holder_objects, holders, peak_owner
+from planner.tradeoff.smallest import Smallest
+from planner.tradeoff.sweep import Front
 
-_MAX_HOLDERS = 20
 _MAX_LINES = 8
 
 
@@ -59,18 +59,12 @@ def front_object(front: Front, prepared: Prepared[object]) -> dict[str, Any]:
 def smallest_facts(smallest: Smallest, prepared: Prepared[object]) -> dict[str, Any]:
     """The smallest budget and what holds it up."""
     problem = prepared.problem
-    there = holders(problem, smallest.schedule, smallest.trace)
-    step_s = problem.costed.step_s
-    extra_s = max(0.0, smallest.trace.time_s - step_s)
     return {
         "smallest_feasible_bytes": smallest.budget_bytes,
         "least_need_bytes": smallest.floor_bytes,
-        "smallest_extra_time_fraction": extra_s / step_s if step_s else 0.0,
+        "smallest_extra_time_fraction": problem.costed.extra_time_fraction(smallest.trace.time_s),
         "held_up_by": peak_owner(problem, smallest.schedule, smallest.trace),
-        "held_up_by_values": [
-            {"name": one.name, "op": one.op, "layer": one.layer, "size_bytes": one.size_bytes}
-            for one in there[:_MAX_HOLDERS]
-        ],
+        "held_up_by_values": holder_objects(problem, smallest.schedule, smallest.trace),
     }
 
 

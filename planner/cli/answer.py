@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cost_models.hardware import load_hardware
+from planner.cli.request import PlanRequest, check_picture
 from planner.errors import InfeasibleError, SolverError
-from planner.plan_request import PlanRequest, check_picture
-from planner.report import infeasible_object, plan_lines, plan_object
+from planner.report.summary import infeasible_object, plan_lines, plan_object
 from planner.whole_file import write_whole
 from planner.workload import SolverSpec, Workload
 
 if TYPE_CHECKING:
-    from planner.bare_answer import BareAnswer
+    from planner.bare_plan import BarePlan
     from planner.plan_file import Plan
     from planner.prepared import Prepared
 
@@ -63,7 +63,7 @@ def answer(
     Raises:
         ValueError: bad input.
     """
-    from planner.bare_answer import bare_step
+    from planner.bare_plan import bare_step
     from planner.prepared import plan_within
 
     try:
@@ -72,7 +72,7 @@ def answer(
         if request.graph is None:
             assert request.job is not None
             workload = request.changed_workload(load(request.job))
-            prepared: Prepared[Plan | BareAnswer] = preparing()(workload)
+            prepared: Prepared[Plan | BarePlan] = preparing()(workload)
             budget, spec = workload.budget, workload.solver
         else:
             prepared, budget = bare_step(request.graph), request.budget or "none"
@@ -100,7 +100,7 @@ def answer(
     return Answer(0, plan_object(plan), plan_lines(plan))
 
 
-def _keep(request: PlanRequest, plan: Plan | BareAnswer) -> None:
+def _keep(request: PlanRequest, plan: Plan | BarePlan) -> None:
     """Write the files that were asked for."""
     if request.out is not None:
         plan.save(request.out)
@@ -108,11 +108,9 @@ def _keep(request: PlanRequest, plan: Plan | BareAnswer) -> None:
         draw_memory(plan, request.picture)
 
 
-def _sweep(
-    request: PlanRequest, prepared: Prepared[Plan | BareAnswer], spec: SolverSpec, tell: Tell
-) -> Answer:
-    from planner.tradeoff import sweep
-    from planner.tradeoff_report import front_lines, front_object
+def _sweep(request: PlanRequest, prepared: Prepared[Plan | BarePlan], spec: SolverSpec, tell: Tell) -> Answer:
+    from planner.report.tradeoff import front_lines, front_object
+    from planner.tradeoff.sweep import sweep
 
     front = sweep(
         prepared.problem,
@@ -125,27 +123,25 @@ def _sweep(
     if request.out is not None:
         write_whole(request.out, json.dumps(payload, indent=1) + "\n")
     if request.picture is not None:
-        from planner.front_plot import front_figure
-        from planner.plots import saved
+        from planner.report.front_plot import front_figure
+        from planner.report.plots import saved
 
         write_whole(request.picture, saved(front_figure(front), request.picture.suffix[1:]))
     return Answer(0, payload, front_lines(front))
 
 
 def _smallest(
-    request: PlanRequest, prepared: Prepared[Plan | BareAnswer], spec: SolverSpec, tell: Tell
+    request: PlanRequest, prepared: Prepared[Plan | BarePlan], spec: SolverSpec, tell: Tell
 ) -> Answer:
-    from planner.smallest import smallest_budget
-    from planner.solution import Solution, Status
-    from planner.tradeoff_report import smallest_facts, smallest_lines
+    from planner.report.tradeoff import smallest_facts, smallest_lines
+    from planner.tradeoff.smallest import smallest_budget
 
     tell("smallest budget: searching")
     smallest = smallest_budget(
         prepared.problem, spec.name, time_limit_s=spec.time_limit_s, free_order=spec.free_order
     )
     problem = replace(prepared.problem, budget_bytes=smallest.budget_bytes)
-    solution = Solution(Status.FEASIBLE, smallest.schedule, smallest.trace.time_s, 0.0, 0.0, smallest.solver)
-    _keep(request, prepared.answer(problem, solution))
+    _keep(request, prepared.answer(problem, smallest.solution))
     payload = {"status": "feasible", **prepared.facts(), **smallest_facts(smallest, prepared)}
     return Answer(0, payload, smallest_lines(smallest, prepared))
 
@@ -157,9 +153,9 @@ def _largest_batch(
     tell: Tell,
 ) -> Answer:
     from cost_models.roofline import Roofline
-    from planner.largest_batch import AllowedTime, largest_batch
     from planner.problem import Budget, BudgetKind
-    from planner.rebatched import batch_size_of, with_batch_size
+    from planner.tradeoff.largest_batch import AllowedTime, largest_batch
+    from planner.tradeoff.rebatched import batch_size_of, with_batch_size
 
     assert request.job is not None
     allowed = AllowedTime.parse(request.extra_time or _EXTRA_TIME)
@@ -203,9 +199,9 @@ def _failed(sentence: str) -> Answer:
     return Answer(1, {"status": "failed", "message": sentence}, complaint=sentence)
 
 
-def draw_memory(plan: Plan | BareAnswer, path: Path) -> None:
+def draw_memory(plan: Plan | BarePlan, path: Path) -> None:
     """Draw memory over the step into a file."""
-    from planner.plots import memory_figure, saved
+    from planner.report.plots import memory_figure, saved
 
     write_whole(path, saved(memory_figure(plan), path.suffix[1:]))
 
@@ -221,8 +217,8 @@ def explain_file(path: Path, *, depth: int | None, picture: Path | None) -> Answ
     Raises:
         ValueError: the file holds no plan, or one without a table of its operations.
     """
-    from planner.explain import explain, explanation_lines
     from planner.plan_file import Plan
+    from planner.report.explain import explain, explanation_lines
 
     if picture is not None:
         check_picture(picture)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from planner.replayed import STATIC, layer_timelines
+from planner.report.replayed import STATIC, layer_timelines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from planner.bare_answer import BareAnswer
+    from planner.bare_plan import BarePlan
     from planner.plan_file import Plan
 
 # Okabe and Ito's palette, safe for colour-blind eyes; one colour a category in every figure.
@@ -42,7 +42,7 @@ def saved(figure: Figure, kind: str) -> bytes:
     return content.getvalue()
 
 
-def memory_figure(plan: Plan | BareAnswer, *, measured_peak_bytes: int | None = None) -> Figure:
+def memory_figure(plan: Plan | BarePlan, *, measured_peak_bytes: int | None = None) -> Figure:
     """Memory over the step with the plan, by layer where the plan knows its layers, and with everything retained.
 
     Args:
@@ -108,7 +108,7 @@ def unit_of(size_bytes: int) -> tuple[int, str]:
     return 1, "B"
 
 
-def _areas(plan: Plan | BareAnswer) -> dict[str, np.ndarray]:
+def _areas(plan: Plan | BarePlan) -> dict[str, np.ndarray]:
     """Owner -> bytes at each computation: static memory, the layers that hold most at the peak, and the rest."""
     table = getattr(plan, "table", None)
     if table is None or len(table.layer_names) < 2:

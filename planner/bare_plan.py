@@ -17,7 +17,7 @@ from planner.whole_file import write_whole
 
 
 @dataclass(frozen=True)
-class BareAnswer:
+class BarePlan:
     """What a solver found for a bare graph.
 
     Attributes:
@@ -71,22 +71,21 @@ class BareAnswer:
         write_whole(path, json.dumps(list(self.schedule.node_order)) + "\n")
 
 
-def bare_step(path: str | Path) -> Prepared[BareAnswer]:
-    """The graph of a file, ready to be planned.
+def bare_step(path: str | Path) -> Prepared[BarePlan]:
+    """The graph in a file, ready to be planned.
 
     Raises:
         ValueError: the file holds no graph.
     """
-    return Prepared.of(Problem(read_bare_graph(path), 0), hardware=None, written=_answer_of)
+    return Prepared.of(Problem(read_bare_graph(path), 0), hardware=None, written=_plan_of)
 
 
-def _answer_of(problem: Problem, solution: Solution, trace: Trace, retained_all: Trace) -> BareAnswer:
+def _plan_of(problem: Problem, solution: Solution, trace: Trace, retained_all: Trace) -> BarePlan:
     costed, schedule = problem.costed, solution.schedule
     assert schedule is not None
-    extra_s = max(0.0, trace.time_s - costed.step_s)
     peak_step = schedule.instructions[trace.peak_instruction]
     assert isinstance(peak_step, Compute)
-    return BareAnswer(
+    return BarePlan(
         graph_hash=costed.graph.digest,
         status="optimal" if solution.status is Status.OPTIMAL else "feasible",
         solver=solution.solver,
@@ -99,7 +98,7 @@ def _answer_of(problem: Problem, solution: Solution, trace: Trace, retained_all:
         predicted_peak_bytes=trace.peak_bytes,
         retained_all_peak_bytes=retained_all.peak_bytes,
         step_s=costed.step_s,
-        extra_time_fraction=extra_s / costed.step_s if costed.step_s else 0.0,
+        extra_time_fraction=costed.extra_time_fraction(trace.time_s),
         peak_owner=costed.graph.nodes[peak_step.node].name,
         schedule=schedule,
         timeline_bytes=trace.timeline_bytes,

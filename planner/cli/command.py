@@ -8,8 +8,8 @@ from pathlib import Path
 
 import typer
 
-from planner.plan_answer import Answer, PrepareWorkload, Tell, answer
-from planner.plan_request import (
+from planner.cli.answer import Answer, PrepareWorkload, Tell, answer
+from planner.cli.request import (
     AsJson,
     BudgetText,
     ExtraTime,

@@ -1,0 +1,1 @@
+"""The command `plan`: what may be asked, and the answer. Printing is the caller's."""
