@@ -22,8 +22,8 @@ from planner.cli.answer import PrepareWorkload, explain_file
 from planner.cli.command import plan_command
 from planner.cli.request import AsJson, BudgetText, JobPath, PicturePath
 from planner.errors import InfeasibleError, SolverError
-from planner.workload import Workload
-from planner.yaml_reader import read_yaml
+from planner.inputs.workload import Workload
+from planner.inputs.yaml_reader import read_yaml
 
 app = typer.Typer(
     name="lowtide",

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
-from planner.strict import WorkloadError
-from planner.targets import TargetSpec
-from planner.workload import Tensors, TensorSpec
+from planner.inputs.strict import WorkloadError
+from planner.inputs.targets import TargetSpec
+from planner.inputs.workload import Tensors, TensorSpec
 
 # A dataset's seeds are drawn apart from every other seed of the run.
 _STREAM = 0xDA7A

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field
 
-from planner.strict import StrictModel, WorkloadError
-from planner.targets import TargetSpec
-from planner.workload import BatchSpec, Tensors, TensorSpec, Workload
+from planner.inputs.strict import StrictModel, WorkloadError
+from planner.inputs.targets import TargetSpec
+from planner.inputs.workload import BatchSpec, Tensors, TensorSpec, Workload
 
 Count = Annotated[int, Field(strict=True, ge=1)]
 CountOrZero = Annotated[int, Field(strict=True, ge=0)]

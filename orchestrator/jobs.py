@@ -14,7 +14,7 @@ from typing import Any
 
 from orchestrator.failures import RunFailedError
 from orchestrator.ray_access import use_token
-from planner.strict import WorkloadError
+from planner.inputs.strict import WorkloadError
 
 _CONNECT_TIMEOUT_S = 10.0
 _POLL_S = 0.5

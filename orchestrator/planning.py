@@ -9,10 +9,10 @@ import torch
 from orchestrator.job import JobSpec
 from orchestrator.worker import make_optimizer, make_schedule, with_loss
 from planner import Plan
+from planner.inputs.workload import Workload
 from planner.lower.fakes import building_without_memory
 from planner.pipeline import plan_prepared, prepare_workload
 from planner.prepared import Prepared
-from planner.workload import Workload
 
 
 def check_job(job: JobSpec) -> None:

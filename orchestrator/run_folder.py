@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.job import JobSpec
-from planner.strict import WorkloadError
+from planner.inputs.strict import WorkloadError
 
 _PACKAGES = ("lowtide", "torch", "numpy", "ray", "pulp", "highspy")
 # What a run may not change when it is continued: another value would continue another experiment.

@@ -30,9 +30,9 @@ from orchestrator.metrics import Reporter, StepRecord, finite
 from orchestrator.noise_measurement import NoiseMeasurement
 from orchestrator.ranks import Ranks
 from orchestrator.techniques.schedules import WARMUP_FRACTION, num_warmup_steps
+from planner.inputs.workload import BatchSpec
 from planner.measure import Measurement, PeakMeter, live_tensors
 from planner.step import call_model
-from planner.workload import BatchSpec
 
 logger = logging.getLogger(__name__)
 

@@ -24,8 +24,8 @@ from orchestrator.ranks import Ranks
 from orchestrator.techniques.schedules import build_schedule
 from orchestrator.trainer import Schedule, Trainer
 from planner.errors import PlanMismatchError
+from planner.inputs.strict import WorkloadError
 from planner.step import StepModule
-from planner.strict import WorkloadError
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import typer
 
 from planner.cli.answer import Answer, PrepareWorkload
 from planner.cli.command import plan_command
-from planner.workload import Workload
+from planner.inputs.workload import Workload
 
 _INTERRUPTED = 130
 

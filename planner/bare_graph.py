@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from cost_models.work import Work
 from planner.costed import CostedGraph
 from planner.graph import Graph, Node, Phase, Value
-from planner.strict import sentence
+from planner.inputs.strict import sentence
 
 _NO_WORK = Work(flop=0.0, read_bytes=0, written_bytes=0, dtype="float32", kind="elementwise")
 _OP = "bare"

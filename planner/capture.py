@@ -16,13 +16,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
+from planner.capturing.reading import Calls, Reading, read_joint
+from planner.capturing.stitch import stitch
 from planner.errors import CaptureError
 from planner.graph import Graph, digest_of
 from planner.lower.fakes import fake_mode_of, fake_module, fake_tree
 from planner.lower.trace import TANGENTS_STAY, TORCH_VERSION, export_joint, storage_bytes, traced_of
 from planner.plan_file import Signature
-from planner.reading import Calls, Reading, read_joint
-from planner.stitch import stitch
 
 _HERE = Path(__file__).resolve().parent
 _TORCH = Path(torch.__file__).resolve().parent

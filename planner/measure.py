@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from planner.capturing.static import unique_bytes
 from planner.lower.trace import pytree
-from planner.static import unique_bytes
 
 
 @dataclass

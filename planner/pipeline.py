@@ -13,8 +13,11 @@ from torch import nn
 from cost_models.hardware import load_hardware
 from cost_models.roofline import Roofline
 from planner.capture import Captured, capture
+from planner.capturing.static import static_memory
+from planner.capturing.workspace import with_workspaces
 from planner.costed import annotate
 from planner.graph import Phase
+from planner.inputs.workload import Workload
 from planner.lower.compile import check_model
 from planner.lower.fakes import building_without_memory
 from planner.lower.module import PlannedModule
@@ -26,11 +29,8 @@ from planner.simulate import Trace
 from planner.solution import Solution, Status
 from planner.solvers import DEFAULT_SOLVER
 from planner.solving import chosen_solver
-from planner.static import static_memory
 from planner.step import StepModule
 from planner.step_table import StepTable
-from planner.workload import Workload
-from planner.workspace import with_workspaces
 
 # Kernels can be tried out only where they will run.
 HOST = "host"

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from cost_models.hardware import load_hardware
 from planner.cli.request import PlanRequest, check_picture
 from planner.errors import InfeasibleError, SolverError
+from planner.inputs.workload import SolverSpec, Workload
 from planner.report.summary import infeasible_object, plan_lines, plan_object
 from planner.whole_file import write_whole
-from planner.workload import SolverSpec, Workload
 
 if TYPE_CHECKING:
     from planner.bare_plan import BarePlan

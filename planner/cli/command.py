@@ -26,7 +26,7 @@ from planner.cli.request import (
     Sweep,
     TimeLimit,
 )
-from planner.workload import Workload
+from planner.inputs.workload import Workload
 
 
 def plan_command(

@@ -10,9 +10,9 @@ import typer
 
 from cost_models.hardware import load_hardware
 from cost_models.units import parse_seconds
+from planner.inputs.workload import SolverSpec, Workload, check_budget
 from planner.solvers import solver_named
 from planner.whole_file import check_writable
-from planner.workload import SolverSpec, Workload, check_budget
 
 JobPath = Annotated[
     Path, typer.Argument(metavar="JOB", help="A job file, for example deploy/jobs/quickstart.yaml.")

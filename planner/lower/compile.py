@@ -11,12 +11,12 @@ from torch import nn
 from torch._functorch.aot_autograd import aot_compile_joint_with_descriptors
 
 from planner.capture import device_of, export, input_words, parameter_words, signature_of
+from planner.capturing.reading import read_joint
 from planner.errors import PlanMismatchError
 from planner.lower.fakes import fake_mode_of, fake_module, fake_tree
 from planner.lower.partition import boxed, partition
 from planner.lower.trace import TORCH_VERSION, traced_of
 from planner.plan_file import Plan, Signature
-from planner.reading import read_joint
 
 Compiled = Callable[[list[torch.Tensor], tuple[Any, ...], dict[str, Any]], Any]
 

@@ -10,7 +10,7 @@ from torch import fx
 from torch.fx.graph import _BoxedCodeGen
 from torch.fx.node import map_arg
 
-from planner.reading import BATCH_NORM, OutputRole, Reading
+from planner.capturing.reading import BATCH_NORM, OutputRole, Reading
 from planner.schedule import Compute, Free, Instruction, Schedule
 
 # In training mode batch norm's output does not depend on the running statistics that it updates: a second run

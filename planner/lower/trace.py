@@ -21,9 +21,9 @@ from torch.fx import traceback
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 
+from planner.capturing.reading import FlatOutput, OutputRole, Traced
 from planner.errors import CaptureError
 from planner.lower.fakes import KnownConstants
-from planner.reading import FlatOutput, OutputRole, Traced
 from planner.step import StepModule
 
 _FORWARD_LAYER, _BACKWARD_LAYER = "nn_module_stack", "fwd_nn_module_stack"

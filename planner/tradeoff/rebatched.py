@@ -9,10 +9,10 @@ from typing import Any
 from cost_models.work import Work
 from planner.costed import CostModel, annotate
 from planner.graph import Graph
+from planner.inputs.strict import WorkloadError
+from planner.inputs.targets import TargetSpec
+from planner.inputs.workload import BatchSpec, TensorSpec, Workload
 from planner.problem import Problem, StaticMemory
-from planner.strict import WorkloadError
-from planner.targets import TargetSpec
-from planner.workload import BatchSpec, TensorSpec, Workload
 
 _BATCH_KEYS = ("batch", "batch_size")
 

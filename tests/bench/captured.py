@@ -36,10 +36,10 @@ def problem_of(name: str) -> Any:
     from cost_models.hardware import load_hardware
     from cost_models.roofline import Roofline
     from planner.capture import capture
+    from planner.capturing.static import static_memory
     from planner.costed import annotate
     from planner.lower.fakes import building_without_memory
     from planner.problem import Problem
-    from planner.static import static_memory
     from planner.step import StepModule
     from tests.bench.models import build
 

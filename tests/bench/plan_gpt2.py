@@ -24,7 +24,7 @@ def measure(budget: str) -> dict[str, object]:
     """One object: the planner's own numbers and the memory of its process."""
     code = (
         _IMPORTS + "import contextlib, json, sys\n"
-        "from planner.workload import Workload\nfrom planner.pipeline import plan_workload\n"
+        "from planner.inputs.workload import Workload\nfrom planner.pipeline import plan_workload\n"
         "from planner.report.summary import plan_object\n"
         "w = Workload.load(sys.argv[1]).model_copy(update={'budget': sys.argv[2]})\n"
         "print(json.dumps(plan_object(plan_workload(w))))\n" + _RSS

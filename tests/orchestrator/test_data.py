@@ -21,8 +21,8 @@ from orchestrator.data import (
     validation_indices,
 )
 from orchestrator.job import JobSpec
-from planner.strict import WorkloadError
-from planner.workload import TensorSpec
+from planner.inputs.strict import WorkloadError
+from planner.inputs.workload import TensorSpec
 
 SIZES = st.integers(1, 40)
 LAYOUTS = st.builds(BatchLayout, st.integers(1, 5), st.integers(1, 3), st.integers(1, 4))

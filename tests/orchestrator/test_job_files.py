@@ -11,9 +11,9 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 
 from orchestrator.job import JobSpec
-from planner.strict import WorkloadError
-from planner.workload import Workload
-from planner.yaml_reader import read_yaml
+from planner.inputs.strict import WorkloadError
+from planner.inputs.workload import Workload
+from planner.inputs.yaml_reader import read_yaml
 
 
 def refusal(path: Path) -> str:

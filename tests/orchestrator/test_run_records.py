@@ -17,7 +17,7 @@ from orchestrator.metrics import MetricsLog
 from orchestrator.plots import loss_figure, running_mean
 from orchestrator.progress import describe_step
 from orchestrator.run_folder import RunFolder
-from planner.strict import WorkloadError
+from planner.inputs.strict import WorkloadError
 
 
 def step(number: int) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from cost_models.roofline import Roofline
 from orchestrator.cli import app
 from planner.bare_graph import read_bare_graph
 from planner.errors import InfeasibleError, SolverError
+from planner.inputs.strict import WorkloadError
+from planner.inputs.workload import Workload
 from planner.pipeline import prepare
 from planner.plan_file import Plan
 from planner.prepared import Prepared
@@ -27,13 +29,11 @@ from planner.simulate import simulate
 from planner.solution import Status
 from planner.solvers.bounds import least_need_bytes
 from planner.solvers.materialization import Materialization
-from planner.strict import WorkloadError
 from planner.tradeoff.largest_batch import AllowedTime, _bisected, largest_batch
 from planner.tradeoff.rebatched import batch_size_of, scaling, with_batch_size
 from planner.tradeoff.smallest import smallest_budget
 from planner.tradeoff.sweep import Front, budgets_between, sweep
 from planner.tradeoff.workers import Outcome, Task, run_tasks
-from planner.workload import Workload
 from tests.graphs import chain, priced, problem
 from tests.models import TinyGPT, token_loss
 from tests.planner.test_plan_command import training_chain

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
-from planner.strict import StrictModel, WorkloadError, unknown_name
+from planner.inputs.strict import StrictModel, WorkloadError, unknown_name
 
 
 class TargetSpec(StrictModel):

@@ -11,9 +11,9 @@ import torch
 from torch import fx
 from torch.fx.node import map_arg
 
+from planner.capturing.reading import Calls
 from planner.graph import Graph
 from planner.measure import PeakMeter
-from planner.reading import Calls
 
 _log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ import torch
 from torch import fx
 
 from cost_models.work import Work
+from planner.capturing.op_work import work_of
 from planner.graph import Graph, Node, Phase, Value, ValueKind
-from planner.op_work import work_of
 
 BATCH_NORM = torch.ops.aten._native_batch_norm_legit_functional.default
 

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 from cost_models.work import Work
+from planner.capturing.reading import Calls, OutputRole, Reading
 from planner.graph import Graph, Node, Phase, Value, ValueKind
-from planner.reading import Calls, OutputRole, Reading
 
 
 def stitch(model: Reading, loss: Reading, *, tangents_stay: bool) -> tuple[Graph, Calls]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from planner.strict import WorkloadError
+from planner.inputs.strict import WorkloadError
 
 _MAX_BYTES = 1 << 20
 

@@ -14,11 +14,11 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError, fie
 
 from cost_models.hardware import load_hardware
 from cost_models.units import parse_seconds
+from planner.inputs.strict import StrictModel, WorkloadError, sentence, unknown_name
+from planner.inputs.targets import TargetSpec
+from planner.inputs.yaml_reader import read_yaml
 from planner.problem import Budget
 from planner.solvers import DEFAULT_SOLVER, solver_names
-from planner.strict import StrictModel, WorkloadError, sentence, unknown_name
-from planner.targets import TargetSpec
-from planner.yaml_reader import read_yaml
 
 if TYPE_CHECKING:
     import torch
