@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 
@@ -41,6 +42,21 @@ def chain(sizes: Sequence[int], *, grad_bytes: int = 1) -> Graph:
         kind = ValueKind.GRADIENT if i == 0 else ValueKind.ACTIVATION
         values.append(Value(f"g{i}", grad_bytes, n + step, kind))
     return Graph(tuple(nodes), tuple(values))
+
+
+def training_chain(sizes: Sequence[int] = (5, 1, 4, 1, 3), *, cost: float = 1.0) -> str:
+    """The file of a bare graph that is a `chain`."""
+    graph = chain(sizes)
+    nodes = [
+        {
+            "cost": cost,
+            "bytes": sum(graph.values[v].size_bytes for v in node.outputs),
+            "backward": node.phase is Phase.BACKWARD,
+        }
+        for node in graph.nodes
+    ]
+    edges = [[graph.values[v].node, k] for k, node in enumerate(graph.nodes) for v in node.inputs]
+    return json.dumps({"nodes": nodes, "edges": edges})
 
 
 def random_training_graph(seed: int, *, num_forward: int, max_bytes: int = 9) -> Graph:

@@ -149,7 +149,7 @@ def test_explain_needs_neither_torch_nor_the_model(gpt_plan: Plan, tmp_path: Pat
         "import sys; sys.modules['torch'] = None; sys.argv = ['lowtide', 'explain', 'plan.json', '--json']\n"
         "from orchestrator.cli import main\nmain()"
     )
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     out = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

@@ -18,27 +18,13 @@ from planner.problem import Problem
 from planner.simulate import simulate
 from planner.solvers.materialization import Materialization
 from planner.solvers.sequences import schedule_of_order
+from tests.graphs import training_chain
 
 KEYS = [
     "status", "solver", "peak_bytes", "retained_all_peak_bytes", "static_bytes", "budget_bytes",
     "extra_time_fraction", "gap", "solve_s", "num_nodes", "num_rematerialized", "peak_owner", "hardware",
     "graph_hash",
 ]  # fmt: skip
-
-
-def training_chain(sizes: tuple[int, ...] = (5, 1, 4, 1, 3), *, cost: float = 1.0) -> str:
-    """Forward i reads i-1; backward reads its node's input and output and the gradient after it."""
-    n = len(sizes)
-    nodes = [{"cost": cost, "bytes": size, "backward": False} for size in sizes]
-    nodes += [{"cost": cost, "bytes": 1, "backward": True} for _ in sizes]
-    edges = [[i, i + 1] for i in range(n - 1)]
-    for step, i in enumerate(reversed(range(n))):
-        edges += (
-            [[i, n + step]]
-            + ([[i - 1, n + step]] if i else [])
-            + ([[n + step - 1, n + step]] if step else [])
-        )
-    return json.dumps({"nodes": nodes, "edges": edges})
 
 
 @pytest.fixture
@@ -203,3 +189,16 @@ def test_a_missing_solver_library_is_named(graph: Path, monkeypatch: pytest.Monk
     result = plan("--graph", graph, "--budget", "80%")
     assert result.exit_code == 1
     assert "needs highspy, which is not installed" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--graph", "g.json", "--sweep", "--smallest"], "different questions"),
+        (["--graph", "g.json", "--sweep", "--budget", "50%"], "Leave out --budget"),
+        (["--graph", "g.json", "--max-batch"], "needs a JOB"),
+        (["job.yaml", "--extra-time", "10%"], "goes with --max-batch"),
+    ],
+)
+def test_questions_that_do_not_go_together_are_refused(words: list[str], expected: str):
+    assert expected in refused(*words)
