@@ -8,6 +8,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import ClassVar
 
+from planner.graph import Graph
 from planner.problem import Problem
 from planner.schedule import Schedule
 from planner.simulate import simulate
@@ -92,6 +93,7 @@ class _Pass:
             value.is_held or value.first_run_only or not self.graph.nodes[value.node].can_rematerialize
             for value in self.graph.values
         ]
+        self.last_need = _last_needs(self.graph)
         self.resident: set[int] = set()
         self.live = 0
 
@@ -99,7 +101,7 @@ class _Pass:
         """What runs again, or None where a stage does not fit."""
         graph = self.graph
         reruns: set[Rerun] = set()
-        for t, node in enumerate(graph.nodes):
+        for t in range(len(graph.nodes)):
             runs = [*self._missing(t), t]
             left: dict[int, int] = {}
             for k in runs:
@@ -121,9 +123,8 @@ class _Pass:
                 for v in graph.nodes[k].inputs:
                     left[v] -= 1
                 for v in {*graph.nodes[k].inputs, *made}:
-                    if not left.get(v) and self._next_use(v, t) is None and not graph.values[v].is_held:
+                    if not left.get(v) and self._is_over(v, t):
                         self._drop(v)
-            del node
         return frozenset(reruns)
 
     def _missing(self, t: int) -> list[int]:
@@ -143,6 +144,12 @@ class _Pass:
         users = self.graph.users[v]
         at = bisect_right(users, t)
         return users[at] if at < len(users) else None
+
+    def _is_over(self, v: int, t: int) -> bool:
+        """Nothing reads v after stage t; what cannot be made again may still be asked for by a rerun."""
+        if self.graph.values[v].is_held:
+            return False
+        return self.last_need[v] <= t if self.stays[v] else self._next_use(v, t) is None
 
     def _drop(self, v: int) -> None:
         self.resident.discard(v)
@@ -187,3 +194,16 @@ class _Pass:
             stack.extend(graph.values[u].node for u in graph.nodes[k].inputs if u not in self.resident)
         del costs
         return total
+
+
+def _last_needs(graph: Graph) -> list[int]:
+    """For each value the last stage in which it may be read: by a first run, or by a rerun for a later reader."""
+    last = [value.node for value in graph.values]
+    for k in range(len(graph.nodes) - 1, -1, -1):
+        node = graph.nodes[k]
+        latest = k
+        if node.can_rematerialize:
+            latest = max([k, *(last[v] for v in node.outputs)])
+        for v in node.inputs:
+            last[v] = max(last[v], latest)
+    return last

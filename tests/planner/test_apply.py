@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -113,6 +114,20 @@ def test_a_planned_step_equals_eager_bit_for_bit_within_its_budget(name: str, bu
     assert planned.peak_bytes <= plan.budget_bytes
     # The prediction may only be too high, and by no more than 2 %: second runs that are counted together.
     assert 0.98 * plan.predicted_peak_bytes <= planned.peak_bytes <= plan.predicted_peak_bytes + 1024
+
+
+def test_operations_that_run_three_times_are_exact_at_the_smallest_budget():
+    torch.manual_seed(0)
+    model, batch = TinyGPT(layers=4, dropout=0.2), tokens()
+    with pytest.raises(planner.InfeasibleError) as infeasible:
+        planner.plan(model, batch, loss=token_loss, budget="1KB", time_limit_s=3.0)
+    smallest = f"{infeasible.value.smallest_feasible_bytes}B"
+    plan = planner.plan(model, batch, loss=token_loss, budget=smallest, time_limit_s=3.0)
+    assert max(Counter(plan.schedule.node_order).values()) >= 3
+    eager = run_steps(copy.deepcopy(model), batch, token_loss)
+    planned = run_steps(planner.apply(model, plan), batch, token_loss)
+    assert_equal_steps(eager, planned)
+    assert planned.peak_bytes <= plan.budget_bytes
 
 
 def test_with_everything_retained_the_predicted_peak_is_that_of_eager():

@@ -14,7 +14,7 @@ from planner.graph import Graph
 from planner.problem import Problem, StaticMemory
 from planner.simulate import simulate
 from planner.solution import Solution, Status
-from planner.solvers import solver_names
+from planner.solvers import solver_named, solver_names
 from planner.solvers.auto import Auto
 from planner.solvers.retain_all import retain_all_schedule
 from planner.solvers.staged import Staged
@@ -128,8 +128,6 @@ def test_a_budget_that_does_not_bind_changes_nothing(seed: int, num_nodes: int):
 
 @pytest.mark.parametrize("name", [name for name in solver_names() if name != "checkmate"])
 def test_one_byte_beside_a_petabyte(name: str):
-    from planner.solvers import solver_named
-
     costed = priced(random_dag(3, num_nodes=12, sizes=(1, 10**15, 0, 7)), seed=3)
     peak = peak_bytes(costed)
     for budget in (peak, peak - 1, peak - 10**15, 10**15 + 3, 5):
@@ -161,3 +159,16 @@ def test_the_staged_search_begins_with_a_given_schedule_and_never_gets_worse():
     best = auto(asked)
     again = Staged(time_limit_s=5.0).solve(asked, best.schedule)
     assert again.time_s <= best.time_s
+
+
+@settings(PROFILE, max_examples=60)
+@given(SEEDS, SHARES, st.integers(4, 40))
+def test_quick_solvers_answer_every_graph_with_a_schedule_that_can_run(
+    seed: int, share: float, num_nodes: int
+):
+    costed = priced(random_training_graph(seed, num_forward=num_nodes // 2), seed=seed)
+    asked = problem(costed, max(1, int(share * peak_bytes(costed))))
+    for name in ("eviction", "griewank", "chen_sqrt", "chen_greedy", "chain_dp", "retain_all"):
+        solution = solver_named(name, time_limit_s=0.5).solve(asked)
+        if solution.schedule is not None:
+            assert simulate(asked, solution.schedule).peak_bytes <= asked.budget_bytes
