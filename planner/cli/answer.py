@@ -154,6 +154,7 @@ def _largest_batch(
 ) -> Answer:
     from cost_models.roofline import Roofline
     from planner.problem import Budget, BudgetKind
+    from planner.report.tradeoff import batch_lines, batch_object
     from planner.tradeoff.largest_batch import AllowedTime, largest_batch
     from planner.tradeoff.rebatched import batch_size_of, with_batch_size
 
@@ -178,21 +179,7 @@ def _largest_batch(
         tell=tell,
     )
     _keep(request, found.plan)
-    payload = {
-        "largest_batch": found.size,
-        "refused_batch": found.refused.size,
-        "refused_because": found.refused.reason,
-        "refusal_proven": found.refused.proven,
-        "scaling_exact": found.scaled,
-        "num_captures": found.num_captures,
-        **plan_object(found.plan),
-    }
-    how = "scaled from two captures, checked by a third" if found.scaled else "each size captured"
-    lines = [
-        f"largest batch        {found.size} samples ({how}; {found.num_captures} captures)",
-        f"one more             {found.refused.reason}" + ("" if found.refused.proven else " (not proven)"),
-    ]
-    return Answer(0, payload, lines + plan_lines(found.plan))
+    return Answer(0, batch_object(found), batch_lines(found))
 
 
 def _failed(sentence: str) -> Answer:

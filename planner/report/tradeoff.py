@@ -1,15 +1,20 @@
-"""A sweep and the smallest budget in words and as objects."""
+"""A sweep, the smallest budget and the largest batch in words and as objects."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cost_models.units import format_bytes
 from planner.prepared import Prepared
+from planner.report.summary import plan_lines, plan_object
 from planner.report.text_table import text_table
 from planner.residency import holder_objects, holders, peak_owner
+from planner.tradeoff.largest_batch import LargestBatch
 from planner.tradeoff.smallest import Smallest
 from planner.tradeoff.sweep import Front
+
+if TYPE_CHECKING:
+    from planner.plan_file import Plan
 
 _MAX_LINES = 8
 
@@ -91,3 +96,26 @@ def smallest_lines(smallest: Smallest, prepared: Prepared[object]) -> list[str]:
         rest = sum(one.size_bytes for one in there[_MAX_LINES:])
         lines.append(f"  {format_bytes(rest):>12}  {len(there) - _MAX_LINES} others")
     return lines
+
+
+def batch_object(found: LargestBatch[Plan]) -> dict[str, Any]:
+    """The largest batch and its plan for ``--json``."""
+    return {
+        "largest_batch": found.size,
+        "refused_batch": found.refused.size,
+        "refused_because": found.refused.reason,
+        "refusal_proven": found.refused.proven,
+        "scaling_exact": found.scaled,
+        "num_captures": found.num_captures,
+        **plan_object(found.plan),
+    }
+
+
+def batch_lines(found: LargestBatch[Plan]) -> list[str]:
+    """The largest batch, why one more sample is too many, and its plan."""
+    how = "scaled from two captures, checked by a third" if found.scaled else "each size captured"
+    return [
+        f"largest batch        {found.size} samples ({how}; {found.num_captures} captures)",
+        f"one more             {found.refused.reason}" + ("" if found.refused.proven else " (not proven)"),
+        *plan_lines(found.plan),
+    ]

@@ -1,1 +1,4 @@
-"""Questions beyond one plan: all budgets at once, the smallest budget, the largest batch."""
+"""Questions beyond one plan: all budgets at once, the smallest budget, the largest batch.
+
+`planner.solving` asks for the smallest budget too, where no plan fits.
+"""
