@@ -173,7 +173,7 @@ class StagedModel:
         return 1.0 if (t, k) in self.fixed else 0.0
 
     def _write_needs(self) -> None:
-        """(11) to (13): what a node reads is there or made again; what is kept was there or made again."""
+        """(2) to (4): what a node reads is there or made again; what is kept was there or made again."""
         graph = self.graph
         for t, node in enumerate(graph.nodes):
             for v in node.inputs:
@@ -238,7 +238,7 @@ class StagedModel:
         return most > self.room
 
     def write_first_run(self, t: int) -> None:
-        """(14) Memory while node t runs for the first time."""
+        """(5) Memory while node t runs for the first time."""
         self.written.add((t, t))
         node = self.graph.nodes[t]
         own = {*node.inputs, *node.outputs}
@@ -252,7 +252,7 @@ class StagedModel:
         self._write_memory(terms, float(self.base[t] + self.own[t]))
 
     def write_rerun(self, t: int, k: int) -> None:
-        """(15) Memory while node k runs again in stage t."""
+        """(6), (7) Memory while node k runs again in stage t."""
         self.written.add((t, k))
         graph = self.graph
         terms: dict[int, float] = {}
