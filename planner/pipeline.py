@@ -47,6 +47,7 @@ def plan(
     world_size: int = 1,
     accumulation: int = 1,
     time_limit_s: float = 20.0,
+    gap: float = 0.002,
     solver: str = DEFAULT_SOLVER,
     free_order: bool = False,
 ) -> Plan:
@@ -66,6 +67,7 @@ def plan(
         world_size: data-parallel ranks; more than one charges gradient buckets.
         accumulation: micro-batches in one step of the optimizer.
         time_limit_s: wall-clock seconds of the search.
+        gap: share of the step's time that may stay unproven.
         solver: name of the algorithm.
         free_order: the solver may change the order of the operations.
 
@@ -90,7 +92,12 @@ def plan(
         accumulation=accumulation,
     )
     return plan_within(
-        prepared, budget=budget, time_limit_s=time_limit_s, solver=solver, free_order=free_order
+        prepared,
+        budget=budget,
+        time_limit_s=time_limit_s,
+        gap=gap,
+        solver=solver,
+        free_order=free_order,
     )
 
 
@@ -170,6 +177,7 @@ def plan_prepared(prepared: Prepared[Plan], workload: Workload) -> Plan:
         prepared,
         budget=workload.budget,
         time_limit_s=workload.solver.time_limit_s,
+        gap=workload.solver.gap_share,
         solver=workload.solver.name,
         free_order=workload.solver.free_order,
     )

@@ -76,7 +76,7 @@ class Prepared(Generic[Answered]):
 
 
 def plan_within(
-    prepared: Prepared[T], *, budget: str, time_limit_s: float, solver: str, free_order: bool
+    prepared: Prepared[T], *, budget: str, time_limit_s: float, gap: float, solver: str, free_order: bool
 ) -> T:
     """The plan of a step within a budget.
 
@@ -84,6 +84,7 @@ def plan_within(
         prepared: the step.
         budget: bytes with a unit, a share of the peak with everything retained, or "none".
         time_limit_s: seconds of the search.
+        gap: share of the step's time that may stay unproven.
         solver: name of the algorithm.
         free_order: it may change the order of the nodes.
 
@@ -98,7 +99,7 @@ def plan_within(
     chosen_solver(solver, time_limit_s=time_limit_s, free_order=free_order)
     problem = prepared.budgeted(budget)
     try:
-        solution = solve(problem, time_limit_s=time_limit_s, solver=solver, free_order=free_order)
+        solution = solve(problem, time_limit_s=time_limit_s, gap=gap, solver=solver, free_order=free_order)
     except InfeasibleError as error:
         error.facts |= {"solver": solver, **prepared.facts()}
         raise

@@ -76,7 +76,8 @@ def answer(
             budget, spec = workload.budget, workload.solver
         else:
             prepared, budget = bare_step(request.graph), request.budget or "none"
-            spec = request.changed(SolverSpec())
+            # A graph is small beside the step of a model: all of the time is for proving its plan.
+            spec = request.changed(SolverSpec(gap="0%"))
         if request.sweep:
             return _sweep(request, prepared, spec, tell)
         if request.smallest:
@@ -85,6 +86,7 @@ def answer(
             prepared,
             budget=budget,
             time_limit_s=spec.time_limit_s,
+            gap=spec.gap_share,
             solver=spec.name,
             free_order=spec.free_order,
         )

@@ -10,7 +10,7 @@ import typer
 
 from cost_models.hardware import load_hardware
 from cost_models.units import parse_seconds
-from planner.inputs.workload import SolverSpec, Workload, check_budget
+from planner.inputs.workload import SolverSpec, Workload, check_budget, parse_gap
 from planner.solvers import solver_named
 from planner.whole_file import check_writable
 
@@ -35,6 +35,10 @@ PicturePath = Annotated[
     Path | None, typer.Option("--picture", metavar="FILE", help="Draw it: a name that ends in .png or .pdf.")
 ]
 TimeLimit = Annotated[str | None, typer.Option("--time-limit", help="Of the solver, such as '20s'.")]
+Gap = Annotated[
+    str | None,
+    typer.Option("--gap", help="Share of the step's time that may stay unproven: 0.2%; 0% for a graph."),
+]
 SolverName = Annotated[
     str | None, typer.Option("--solver", help="Name of the algorithm; 'auto' combines them.")
 ]
@@ -66,6 +70,7 @@ class PlanRequest:
         out: file for the plan; none is written without a plan.
         picture: file for a figure.
         time_limit: replaces the job's.
+        gap: replaces the job's.
         solver: replaces the job's.
         free_order: the order of the operations may change.
         sweep: find the Pareto front.
@@ -81,6 +86,7 @@ class PlanRequest:
     out: Path | None = None
     picture: Path | None = None
     time_limit: str | None = None
+    gap: str | None = None
     solver: str | None = None
     free_order: bool = False
     sweep: bool = False
@@ -106,6 +112,8 @@ class PlanRequest:
             raise ValueError(
                 f"--time-limit must be more than 0 and finite, got {self.time_limit!r}. Write '20s'."
             )
+        if self.gap is not None:
+            parse_gap(self.gap)
         if self.out is not None:
             check_writable(self.out, option="--out")
         if self.picture is not None:
@@ -128,7 +136,12 @@ class PlanRequest:
 
     def changed(self, spec: SolverSpec) -> SolverSpec:
         """A job's solver with what the command line says."""
-        given = {"time_limit": self.time_limit, "name": self.solver, "free_order": self.free_order or None}
+        given = {
+            "time_limit": self.time_limit,
+            "gap": self.gap,
+            "name": self.solver,
+            "free_order": self.free_order or None,
+        }
         data = spec.model_dump() | {key: value for key, value in given.items() if value is not None}
         if self.solver is not None:
             solver_named(self.solver, free_order=self.free_order)

@@ -97,10 +97,26 @@ class OptimizerSpec(StrictModel):
         return dict(self.model_extra or {})
 
 
+def parse_gap(text: str) -> float:
+    """The share that a text such as "0.2%" stands for.
+
+    Raises:
+        ValueError: anything else, or no share from 0 to 100 %.
+    """
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*%", text.strip())
+    if match is None or not 0.0 <= float(match[1]) <= 100.0:
+        raise ValueError(f"a gap must read like '0.2%', from 0% to 100%, got {text[:40]!r}")
+    return float(match[1]) / 100.0
+
+
 class SolverSpec(StrictModel):
-    """Which solver, how long it may take, and whether it may change the order of the operations."""
+    """Which solver, how long it may take, how close it must prove, and whether it may change the order.
+
+    `gap` is a share of the step's time ("0.2%") that may stay unproven.
+    """
 
     time_limit: str = "20s"
+    gap: str = "0.2%"
     name: str = DEFAULT_SOLVER
     free_order: Annotated[bool, Field(strict=True)] = False
 
@@ -117,6 +133,17 @@ class SolverSpec(StrictModel):
         if parse_seconds(text) <= 0:
             raise ValueError(f"the time limit must be positive, got {text!r}")
         return text
+
+    @field_validator("gap")
+    @classmethod
+    def _share(cls, text: str) -> str:
+        parse_gap(text)
+        return text
+
+    @property
+    def gap_share(self) -> float:
+        """The gap as a share: 0.002 for "0.2%"."""
+        return parse_gap(self.gap)
 
     @property
     def time_limit_s(self) -> float:

@@ -31,8 +31,8 @@ MODELS = ("gpt2-small", "vit-b", "bert-base", "resnet50", "u-net", "llama-32", "
 _OTHERS = ("chen_sqrt", "chen_greedy", "griewank", "chain_dp", "eviction", "materialization")
 
 
-def problem_of(name: str) -> Any:
-    """The captured step of a model, with a budget of 0."""
+def problem_of(name: str, *, layers: int | None = None) -> Any:
+    """The captured step of a model, with a budget of 0; `layers` replaces Llama's 32."""
     from cost_models.hardware import load_hardware
     from cost_models.roofline import Roofline
     from planner.capture import capture
@@ -44,7 +44,7 @@ def problem_of(name: str) -> Any:
     from tests.bench.models import build
 
     with building_without_memory():
-        model, inputs, targets, loss = build(name)
+        model, inputs, targets, loss = build(name, layers=layers)
     step = StepModule(model, loss).train()
     captured = capture(step, (inputs, targets))
     costed = annotate(captured.graph, Roofline(load_hardware(HARDWARE)))
@@ -150,7 +150,7 @@ def main() -> None:
             continue
         models.append(json.loads(done.stdout.strip().splitlines()[-1]))
         print(f"{name}: done", file=sys.stderr)
-    Console().print(table_of(models))
+    Console(width=120).print(table_of(models))
     for model in models:
         print(
             f"{model['model']}: captured in {model['capture_s']:.1f} s, {model['solving_bytes'] >> 20} MiB to solve"

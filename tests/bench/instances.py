@@ -130,7 +130,7 @@ def main() -> None:
         print(
             f"{case.name} {case.share:.0%}: {rows[-1].extra:.4f} in {rows[-1].solve_s:.1f} s", file=sys.stderr
         )
-    Console().print(table_of(rows))
+    Console(width=120).print(table_of(rows))
     if options.out is not None:
         answer = {**machine("highspy", "pulp", "numpy"), "rows": [asdict(row) for row in rows]}
         options.out.write_text(json.dumps(answer, indent=1) + "\n")

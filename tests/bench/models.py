@@ -47,8 +47,8 @@ def _twice(inputs: int, outputs: int) -> nn.Module:
     )
 
 
-def build(name: str) -> tuple[nn.Module, Any, Any, Any]:
-    """Model, inputs, targets and loss of a benchmark's name.
+def build(name: str, *, layers: int | None = None) -> tuple[nn.Module, Any, Any, Any]:
+    """Model, inputs, targets and loss of a benchmark's name; `layers` replaces Llama's 32.
 
     Raises:
         ImportError: its library is not installed.
@@ -95,7 +95,7 @@ def build(name: str) -> tuple[nn.Module, Any, Any, Any]:
         return hf.GPT2LMHeadModel(config), tokens(8, 1024), tokens(8, 1024), next_token_loss
     if name == "llama-32":
         return (
-            hf.LlamaForCausalLM(hf.LlamaConfig(use_cache=False)),
+            hf.LlamaForCausalLM(hf.LlamaConfig(use_cache=False, num_hidden_layers=layers or 32)),
             tokens(8, 2048),
             tokens(8, 2048),
             next_token_loss,
