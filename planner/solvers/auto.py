@@ -63,10 +63,8 @@ class Auto:
         """
         begin = time.perf_counter()
         deadline = begin + self.time_limit_s
-        solution = RetainAll().solve(problem)
-        if solution.status is not Status.OPTIMAL:
-            search = self._in_free_order if self.free_order else self._in_given_order
-            solution = search(problem, deadline)
+        search = self._in_free_order if self.free_order else self._in_given_order
+        solution = search(problem, deadline)
         return replace(solution, solve_s=time.perf_counter() - begin)
 
     def _in_free_order(self, problem: Problem, deadline: float) -> Solution:
