@@ -36,21 +36,47 @@ class _HighsWithStart(pulp.HiGHS):
     start: dict[str, float] | None = None
 
     def callSolver(self, lp: Any) -> None:  # noqa: N802 (PuLP's name)
-        """Hand over the start, then run.
-
-        HiGHS keeps one pool of threads in a process and refuses another number of them until it is reset.
-        """
-        highspy.Highs.resetGlobalScheduler(True)
+        """Hand over the start, then run."""
         if self.start:
             pairs = [(v.index, self.start[v.name]) for v in lp.variables() if v.name in self.start]
             indices = [index for index, _ in pairs]
             values = [value for _, value in pairs]
             lp.solverModel.setSolution(len(indices), indices, values)
-        if lp.solverModel.run() == highspy.HighsStatus.kError:
-            raise SolverError(
-                f"HiGHS {highspy.Highs().version()} failed on a model of {len(lp.variables())} variables. "
-                "Report the model and the version."
-            )
+        run(lp.solverModel)
+
+
+def run(highs: highspy.Highs) -> None:
+    """Run the model that HiGHS holds.
+
+    HiGHS keeps one pool of threads in a process and refuses another number of them until it is reset.
+
+    Raises:
+        SolverError: HiGHS reports an error of its own.
+    """
+    highspy.Highs.resetGlobalScheduler(True)
+    if highs.run() == highspy.HighsStatus.kError:
+        raise SolverError(
+            f"HiGHS {highs.version()} failed on a model of {highs.getNumCol()} variables. "
+            "Report the model and the version."
+        )
+
+
+def outcome_of(highs: highspy.Highs, *, mip: bool) -> SolveOutcome:
+    """What the last run proved and found."""
+    status = highs.getModelStatus()
+    info = highs.getInfo()
+    optimal = status == highspy.HighsModelStatus.kOptimal
+    feasible = info.primal_solution_status == 2  # kSolutionStatusFeasible
+    objective = info.objective_function_value if feasible else float("inf")
+    relaxation_bound = objective if optimal else float("-inf")
+    return SolveOutcome(
+        has_values=feasible,
+        optimal=optimal,
+        infeasible=status
+        in (highspy.HighsModelStatus.kInfeasible, highspy.HighsModelStatus.kUnboundedOrInfeasible),
+        objective=objective,
+        bound=info.mip_dual_bound if mip else relaxation_bound,
+    )
 
 
 def run_highs(
@@ -90,17 +116,4 @@ def run_highs(
     except pulp.PulpSolverError as error:
         raise SolverError(f"HiGHS cannot be used: {error}. Install highspy again.") from error
     highs: highspy.Highs = model.solverModel  # type: ignore[assignment]
-    status = highs.getModelStatus()
-    info = highs.getInfo()
-    optimal = status == highspy.HighsModelStatus.kOptimal
-    feasible = info.primal_solution_status == 2  # kSolutionStatusFeasible
-    objective = info.objective_function_value if feasible else float("inf")
-    relaxation_bound = objective if optimal else float("-inf")
-    return SolveOutcome(
-        has_values=feasible,
-        optimal=optimal,
-        infeasible=status
-        in (highspy.HighsModelStatus.kInfeasible, highspy.HighsModelStatus.kUnboundedOrInfeasible),
-        objective=objective,
-        bound=info.mip_dual_bound if mip else relaxation_bound,
-    )
+    return outcome_of(highs, mip=mip)

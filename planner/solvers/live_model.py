@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 import highspy
 import numpy as np
 
-from planner.solvers.highs import SolveOutcome, SolverError
+from planner.solvers.highs import SolveOutcome, outcome_of, run
 
 Terms = Sequence[tuple[int, float]]
-_FEASIBLE = 2  # kSolutionStatusFeasible
 _INFINITY = highspy.kHighsInf
 
 
@@ -92,27 +91,11 @@ class LiveModel:
             highs.setSolution(
                 len(start), np.array(list(start), dtype=np.int32), np.array(list(start.values()))
             )
-        highspy.Highs.resetGlobalScheduler(True)
-        if highs.run() == highspy.HighsStatus.kError:
-            raise SolverError(
-                f"HiGHS {highs.version()} failed on a model of {self.num_columns} variables. "
-                "Report the model and the version."
-            )
-        status, info = highs.getModelStatus(), highs.getInfo()
-        has_values = info.primal_solution_status == _FEASIBLE
-        optimal = status == highspy.HighsModelStatus.kOptimal
-        if has_values:
+        run(highs)
+        outcome = outcome_of(highs, mip=mip)
+        if outcome.has_values:
             self.values = np.array(highs.getSolution().col_value)
-        objective = info.objective_function_value if has_values else float("inf")
-        bound = info.mip_dual_bound if mip else (objective if optimal else float("-inf"))
-        return SolveOutcome(
-            has_values=has_values,
-            optimal=optimal,
-            infeasible=status
-            in (highspy.HighsModelStatus.kInfeasible, highspy.HighsModelStatus.kUnboundedOrInfeasible),
-            objective=objective,
-            bound=bound,
-        )
+        return outcome
 
     def _send(self, *, mip: bool) -> highspy.Highs:
         """Hand over what is new since the last solve."""
