@@ -70,6 +70,7 @@ class Node:
         can_rematerialize: running it twice gives the same bits and has no other effect.
         workspace_bytes: allocated and freed while it runs, besides inputs and outputs.
         layer: qualified name of the module that it comes from, "" if unknown.
+        keeps_place: it is not reordered among others of its kind: random, or with an effect besides its outputs.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Node:
     can_rematerialize: bool = True
     workspace_bytes: int = 0
     layer: str = ""
+    keeps_place: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from planner.graph import Graph
 from planner.schedule import Compute, Free, Instruction, Schedule
@@ -31,7 +31,7 @@ def just_in_time(graph: Graph, retained: Iterable[int]) -> Schedule:
         order.extend(_missing(graph, index, there))
         order.append(index)
         there.update(graph.nodes[index].outputs)
-    return with_frees(graph, order, kept)
+    return schedule_of_order(graph, order)
 
 
 def _missing(graph: Graph, target: int, there: set[int]) -> list[int]:
@@ -48,36 +48,38 @@ def _missing(graph: Graph, target: int, there: set[int]) -> list[int]:
     return sorted(again)
 
 
-def with_frees(graph: Graph, order: list[int], kept: set[int]) -> Schedule:
-    """Add the frees: each value goes after its last use before its node runs again.
+def schedule_of_order(graph: Graph, order: Sequence[int]) -> Schedule:
+    """Free each value after its last use before it is made again.
+
+    No other choice of frees has fewer live bytes at any time: a node that runs again allocates all its outputs,
+    whether older copies are there or not.
 
     Args:
         graph: the training step.
         order: nodes to run; a node may be there several times.
-        kept: values that stay although their node runs again.
 
     Returns:
         The schedule.
     """
-    final_use = {v: position for position, index in enumerate(order) for v in graph.nodes[index].inputs}
     last_use: dict[int, int] = {}
     frees_after: list[list[int]] = [[] for _ in order]
-    made: set[int] = set()
+    runs = [0] * len(graph.nodes)
     for position, index in enumerate(order):
         node = graph.nodes[index]
         for v in node.inputs:
             last_use[v] = position
         for v in node.outputs:
-            if v in made and v in kept and final_use.get(v, -1) > position:
+            if graph.values[v].is_held or (runs[index] and graph.values[v].first_run_only):
                 continue
-            if v in made:
+            if runs[index]:
                 frees_after[last_use[v]].append(v)
-            made.add(v)
             last_use[v] = position
-    for v in made:
-        frees_after[last_use[v]].append(v)
+        runs[index] += 1
+    for v, position in last_use.items():
+        if not graph.values[v].is_held:
+            frees_after[position].append(v)
     instructions: list[Instruction] = []
     for index, frees in zip(order, frees_after, strict=True):
         instructions.append(Compute(index))
-        instructions.extend(Free(v) for v in sorted(frees) if not graph.values[v].is_held)
+        instructions.extend(Free(v) for v in sorted(frees))
     return Schedule(tuple(instructions))

@@ -65,8 +65,7 @@ def reordered(problem: Problem, order: Sequence[int]) -> Reordered:
 def flatter_order(problem: Problem, *, time_limit_s: float, seed: int = 0) -> tuple[int, ...]:
     """A topological order in which little memory, summed over the nodes, passes the budget.
 
-    Nodes stay in their phase; nodes that may not run twice (random ones, those that write buffers) stay in order
-    among themselves.
+    Nodes stay in their phase; random nodes and those that write buffers stay in order among themselves.
 
     Args:
         problem: graph, budget, static memory; seconds are not read.
@@ -98,7 +97,7 @@ def predecessors(graph: Graph) -> list[set[int]]:
     last: int | None = None
     for index, node in enumerate(graph.nodes):
         row = {graph.values[v].node for v in node.inputs}
-        if not node.can_rematerialize:
+        if node.keeps_place:
             if last is not None:
                 row.add(last)
             last = index

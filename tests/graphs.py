@@ -24,7 +24,10 @@ def node(
 ) -> Node:
     """A node without work; forward ones may run twice unless said otherwise."""
     again = phase is Phase.FORWARD if can_rematerialize is None else can_rematerialize
-    return Node(name, f"test.{name}", phase, tuple(inputs), tuple(outputs), NO_WORK, again)
+    keeps_place = phase is Phase.FORWARD and not again
+    return Node(
+        name, f"test.{name}", phase, tuple(inputs), tuple(outputs), NO_WORK, again, keeps_place=keeps_place
+    )
 
 
 def chain(sizes: Sequence[int], *, grad_bytes: int = 1) -> Graph:

@@ -77,7 +77,7 @@ def best_time_s(problem: Problem, *, free_order: bool = False, in_stages: bool =
             if j < k
             and (
                 graph.nodes[j].phase is not graph.nodes[k].phase
-                or not (graph.nodes[j].can_rematerialize or graph.nodes[k].can_rematerialize)
+                or (graph.nodes[j].keeps_place and graph.nodes[k].keeps_place)
             )
         ]
         return all(ran >> j & 1 for j in earlier_phase)

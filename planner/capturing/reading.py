@@ -245,6 +245,7 @@ def _read_call(
                 outputs=tuple(made),
                 work=work_of(call),
                 can_rematerialize=may_repeat and phase is Phase.FORWARD,
+                keeps_place=not may_repeat,
                 layer=builder.layer_of(call, traced, inputs),
             )
         )
@@ -273,7 +274,16 @@ def _end_forward(builder: _Builder, traced: Traced) -> None:
         size = sum(builder.values[v].size_bytes for v in inputs)
         work = Work(flop=0.0, read_bytes=size, written_bytes=size, dtype="float32", kind="copy")
         builder.nodes.append(
-            Node("end_of_forward", "lowtide.copy_mutations", Phase.FORWARD, tuple(inputs), (), work, False)
+            Node(
+                "end_of_forward",
+                "lowtide.copy_mutations",
+                Phase.FORWARD,
+                tuple(inputs),
+                (),
+                work,
+                can_rematerialize=False,
+                keeps_place=True,
+            )
         )
         builder.calls.append(None)
 

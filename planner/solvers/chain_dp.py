@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from planner.just_in_time import just_in_time
+from planner.just_in_time import just_in_time, schedule_of_order
 from planner.problem import Problem
 from planner.solution import Solution
 from planner.solvers.articulation import has_backward
@@ -18,7 +18,6 @@ from planner.solvers.chain_equal import persistent_is_optimal
 from planner.solvers.chain_measure import Block
 from planner.solvers.chain_tables import ChainTables, Choice
 from planner.solvers.incumbent import Incumbent
-from planner.solvers.sequences import schedule_of_order
 
 # Numbers in one table; there are five of them, of 8 bytes each.
 _MOST_CELLS = 12_000_000
@@ -69,7 +68,7 @@ class ChainDp:
         best.bound_s = cover.bound_s
         dropped = {v for k in cover.nodes for v in graph.nodes[k].outputs}
         retained = [v for v in range(len(graph.values)) if v not in dropped]
-        best.offer(schedule_of_order(graph, just_in_time(graph, retained).node_order))
+        best.offer(just_in_time(graph, retained))
         if best.attains_bound():
             return best.answer()
         blocks = chain_of_blocks(problem.costed)

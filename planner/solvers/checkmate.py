@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from planner.just_in_time import schedule_of_order
 from planner.problem import Problem
 from planner.solution import Solution
 from planner.solvers.bounds import least_need_bytes
 from planner.solvers.checkmate_model import CheckmateModel, TooLargeError, num_rows
 from planner.solvers.incumbent import Incumbent
-from planner.solvers.sequences import order_of_stages, schedule_of_order
+from planner.solvers.sequences import order_of_stages
 
 # A row takes about 1.5 kB in PuLP and HiGHS together, and 40 microseconds to write.
 _MOST_ROWS = 1_200_000

@@ -13,7 +13,6 @@ from planner.problem import Problem
 from planner.solution import Solution
 from planner.solvers.articulation import candidates, has_backward
 from planner.solvers.incumbent import Incumbent
-from planner.solvers.sequences import schedule_of_order
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class ChenGreedy:
             retained = segment_ends(graph, ends, segment_bytes)
             if retained not in tried and best.elapsed_s() < self.time_limit_s:
                 tried.add(retained)
-                best.offer(schedule_of_order(graph, just_in_time(graph, retained).node_order))
+                best.offer(just_in_time(graph, retained))
         return best.answer()
 
 

@@ -11,7 +11,6 @@ from planner.problem import Problem
 from planner.solution import Solution
 from planner.solvers.articulation import candidates, has_backward
 from planner.solvers.incumbent import Incumbent
-from planner.solvers.sequences import schedule_of_order
 
 
 @dataclass(frozen=True)
@@ -47,5 +46,5 @@ class ChenSqrt:
             ends = candidates(graph, linearized=self.linearized)
             step = math.ceil(math.sqrt(max(len(ends), 1)))
             retained = [v for node in ends[step - 1 :: step] for v in graph.nodes[node].outputs]
-            best.offer(schedule_of_order(graph, just_in_time(graph, retained).node_order))
+            best.offer(just_in_time(graph, retained))
         return best.answer()

@@ -9,11 +9,12 @@ from functools import cache
 from typing import ClassVar
 
 from planner.graph import Graph
+from planner.just_in_time import schedule_of_order
 from planner.problem import Problem
 from planner.solution import Solution
 from planner.solvers.articulation import has_backward
 from planner.solvers.incumbent import Incumbent
-from planner.solvers.sequences import fixed_values, nodes_to_run, schedule_of_order
+from planner.solvers.sequences import fixed_values, nodes_to_run
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from planner.graph import Graph
-from planner.just_in_time import with_frees
+from planner.just_in_time import schedule_of_order
 from planner.problem import Problem
 from planner.schedule import Schedule
 
@@ -25,7 +25,7 @@ def schedule_of(graph: Graph, reruns: Iterable[Rerun]) -> Schedule:
             order.append(waiting[position][1])
             position += 1
         order.append(t)
-    return with_frees(graph, order, lasting_values(graph))
+    return schedule_of_order(graph, order)
 
 
 def reruns_of(graph: Graph, schedule: Schedule) -> frozenset[Rerun] | None:

@@ -1,48 +1,10 @@
-"""Orders in which nodes run -> schedules with the fewest live bytes, and orders out of retained values."""
+"""Orders in which nodes run, out of retained values."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
 from planner.graph import Graph
-from planner.schedule import Compute, Free, Instruction, Schedule
-
-
-def schedule_of_order(graph: Graph, order: Sequence[int]) -> Schedule:
-    """Free each value after its last use before it is made again.
-
-    No other choice of frees has fewer live bytes at any time: a node that runs again allocates all its outputs,
-    whether older copies are there or not.
-
-    Args:
-        graph: the training step.
-        order: nodes to run; a node may be there several times.
-
-    Returns:
-        The schedule.
-    """
-    last_use: dict[int, int] = {}
-    frees_after: list[list[int]] = [[] for _ in order]
-    runs = [0] * len(graph.nodes)
-    for position, index in enumerate(order):
-        node = graph.nodes[index]
-        for v in node.inputs:
-            last_use[v] = position
-        for v in node.outputs:
-            if graph.values[v].is_held or (runs[index] and graph.values[v].first_run_only):
-                continue
-            if runs[index]:
-                frees_after[last_use[v]].append(v)
-            last_use[v] = position
-        runs[index] += 1
-    for v, position in last_use.items():
-        if not graph.values[v].is_held:
-            frees_after[position].append(v)
-    instructions: list[Instruction] = []
-    for index, frees in zip(order, frees_after, strict=True):
-        instructions.append(Compute(index))
-        instructions.extend(Free(v) for v in sorted(frees))
-    return Schedule(tuple(instructions))
 
 
 def fixed_values(graph: Graph) -> frozenset[int]:

@@ -12,12 +12,12 @@ from typing import Any
 from planner.bare_graph import read_bare_graph
 from planner.costed import CostedGraph
 from planner.graph import Graph, Phase, Value
+from planner.just_in_time import schedule_of_order
 from planner.problem import Problem
 from planner.simulate import simulate
 from planner.solution import Status
 from planner.solvers import solver_named, solver_names
 from planner.solvers.bounds import least_need_bytes
-from planner.solvers.sequences import schedule_of_order
 from tests.graphs import chain, node, priced, problem
 
 NETWORKS = ("mobilenet", "vgg16", "u-net", "resnet50")

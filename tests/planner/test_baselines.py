@@ -13,6 +13,7 @@ import pytest
 
 from planner.costed import CostedGraph
 from planner.graph import Graph, Phase, Value
+from planner.just_in_time import schedule_of_order
 from planner.problem import Problem
 from planner.schedule import Compute, Free
 from planner.simulate import simulate
@@ -26,7 +27,7 @@ from planner.solvers.checkmate import Checkmate
 from planner.solvers.chen_greedy import ChenGreedy, segment_ends
 from planner.solvers.chen_sqrt import ChenSqrt
 from planner.solvers.griewank import Griewank, snapshots_by_step
-from planner.solvers.sequences import order_of_stages, schedule_of_order
+from planner.solvers.sequences import order_of_stages
 from tests.graphs import chain, node, priced, problem, random_training_graph
 
 HEURISTICS = ("chen_sqrt", "chen_greedy", "griewank", "chain_dp")

@@ -54,9 +54,12 @@ def test_an_output_made_a_second_time_in_vain_counts_while_its_node_runs():
     )
     values = (Value("a", 3, 0), Value("b", 4, 0), Value("g0", 1, 1), Value("g1", 1, 2))
     graph = StepGraph(nodes, values)
-    trace = simulate(problem(priced(graph), 0), just_in_time(graph, (1,)))
+    steps = (Compute(0), Free(0), Compute(1), Free(2), Compute(0), Compute(2))
+    trace = simulate(problem(priced(graph), 0), Schedule(steps))
     # f0: 7; b0: 4 + 1 = 5; g0 dies; f0 again: 4 + 3 + 4 = 11; b1: 4 + 3 + 1 = 8.
     assert trace.timeline_bytes == (7, 5, 11, 8)
+    # Dropping the retained copy before the second run saves its bytes.
+    assert simulate(problem(priced(graph), 0), just_in_time(graph, (1,))).timeline_bytes == (7, 5, 7, 8)
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ import planner.solvers
 from orchestrator.cli import app
 from planner.bare_graph import read_bare_graph
 from planner.errors import SolverError
+from planner.just_in_time import schedule_of_order
 from planner.problem import Problem
 from planner.simulate import simulate
 from planner.solvers.materialization import Materialization
-from planner.solvers.sequences import schedule_of_order
 from tests.graphs import training_chain
 
 KEYS = [
