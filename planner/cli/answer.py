@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cost_models.hardware import load_hardware
-from planner.cli.request import PlanRequest, check_picture
+from planner.cli.request import PlanRequest, check_apart, check_picture
 from planner.errors import InfeasibleError, SolverError
 from planner.inputs.workload import SolverSpec, Workload
 from planner.report.summary import infeasible_object, plan_lines, plan_object
@@ -63,10 +63,11 @@ def answer(
     Raises:
         ValueError: bad input.
     """
-    from planner.bare_plan import bare_step
-    from planner.prepared import plan_within
-
     try:
+        # These load the solvers' libraries, which may be missing.
+        from planner.bare_plan import bare_step
+        from planner.prepared import plan_within
+
         if request.max_batch:
             return _largest_batch(request, load, preparing, tell)
         if request.graph is None:
@@ -94,10 +95,13 @@ def answer(
         return Answer(1, infeasible_object(error), complaint=str(error))
     except SolverError as error:
         return _failed(str(error))
-    except ModuleNotFoundError as error:
-        if error.name not in _SOLVER_LIBRARIES:
+    except ImportError as error:
+        library = _unloadable(error)
+        if library is None:
             raise
-        return _failed(f"the solver needs {error.name}, which is not installed. Install it.")
+        return _failed(
+            f"the solver needs {library}, which cannot be loaded: {' '.join(str(error).split())}. Install it again."
+        )
     _keep(request, plan)
     return Answer(0, plan_object(plan), plan_lines(plan))
 
@@ -188,6 +192,17 @@ def _failed(sentence: str) -> Answer:
     return Answer(1, {"status": "failed", "message": sentence}, complaint=sentence)
 
 
+def _unloadable(error: ImportError) -> str | None:
+    """The solver's library that is missing or that failed while it was loaded; None for another module."""
+    loading = [error.name or ""]
+    at = error.__traceback__
+    while at is not None:
+        loading.append(at.tb_frame.f_globals.get("__name__", ""))
+        at = at.tb_next
+    roots = {name.partition(".")[0] for name in loading}
+    return next((library for library in _SOLVER_LIBRARIES if library in roots), None)
+
+
 def draw_memory(plan: Plan | BarePlan, path: Path) -> None:
     """Draw memory over the step into a file."""
     from planner.report.plots import memory_figure, saved
@@ -211,8 +226,23 @@ def explain_file(path: Path, *, depth: int | None, picture: Path | None) -> Answ
 
     if picture is not None:
         check_picture(picture)
+        check_apart({"the plan": path, "--picture": picture})
+    _check_is_no_schedule(path)
     plan = Plan.load(path)
     explanation = explain(plan, depth=depth)
     if picture is not None:
         draw_memory(plan, picture)
     return Answer(0, explanation.to_object(), explanation_lines(explanation))
+
+
+def _check_is_no_schedule(path: Path) -> None:
+    """Raise ValueError where the file holds the schedule of a bare graph."""
+    try:
+        listed = isinstance(json.loads(path.read_text()), list)
+    except (OSError, ValueError, RecursionError):
+        return  # Plan.load says what is wrong
+    if listed:
+        raise ValueError(
+            f"{path} is a JSON list: a graph's schedule is only the list of its nodes, and explain reads plans of "
+            "models. Name a file that lowtide plan JOB --out wrote."
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -118,6 +119,7 @@ class PlanRequest:
             check_writable(self.out, option="--out")
         if self.picture is not None:
             check_picture(self.picture)
+        check_apart({"JOB": self.job, "--graph": self.graph, "--out": self.out, "--picture": self.picture})
 
     def _check_question(self) -> None:
         """Raise ValueError where options do not go together."""
@@ -154,6 +156,21 @@ class PlanRequest:
             if getattr(self, key) is not None:
                 changes[key] = getattr(self, key)
         return workload.model_copy(update=changes)
+
+
+def check_apart(files: Mapping[str, Path | None]) -> None:
+    """Raise ValueError where two names are of one file: what is written would replace what is read.
+
+    Args:
+        files: option -> path, None where it was not given.
+    """
+    seen: dict[Path, str] = {}
+    for option, path in files.items():
+        if path is None:
+            continue
+        first = seen.setdefault(path.resolve(), option)
+        if first != option:
+            raise ValueError(f"{first} and {option} are the same file, {path}. Name two files.")
 
 
 def check_picture(path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -180,15 +182,52 @@ def test_a_solver_that_fails_is_a_sentence_and_status_1(graph: Path, monkeypatch
     assert result.stderr == "lowtide: HiGHS failed. Report it.\n"
 
 
-def test_a_missing_solver_library_is_named(graph: Path, monkeypatch: pytest.MonkeyPatch):
-    for name in [name for name in sys.modules if name.startswith("planner.solvers.")]:
-        monkeypatch.delitem(sys.modules, name)
-    for name in ("planner.bare_plan", "planner.solving", "planner.tradeoff.smallest"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.setitem(sys.modules, "highspy", None)
-    result = plan("--graph", graph, "--budget", "80%")
-    assert result.exit_code == 1
-    assert "needs highspy, which is not installed" in result.stderr
+@pytest.mark.parametrize("question", [["--budget", "80%"], ["--sweep"], ["--smallest"]])
+@pytest.mark.parametrize(
+    ("library", "source"),
+    [
+        ("highspy", "raise ModuleNotFoundError(\"No module named 'highspy'\", name='highspy')"),
+        ("highspy", "raise ImportError('libhighs.so: no such file')"),
+        ("pulp", "from pulp import LpProblem"),
+    ],
+)
+def test_a_missing_or_broken_solver_library_is_named(
+    graph: Path, tmp_path: Path, question: list[str], library: str, source: str
+):
+    shadow = tmp_path / "shadow"
+    shadow.mkdir()
+    (shadow / f"{library}.py").write_text(source)
+    command = [sys.executable, "-m", "planner", "--graph", str(graph), *question, "--json"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(shadow), str(Path(__file__).parents[3])])}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["status"] == "failed"
+    assert answer["message"].startswith(f"the solver needs {library}, which cannot be loaded: ")
+    assert answer["message"].endswith(". Install it again.")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [["--out", "x.png", "--picture", "./x.png"], ["--out", "{graph}"]])
+def test_one_file_is_not_named_twice(graph: Path, words: list[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(graph.parent)
+    before = graph.read_bytes()
+    assert "are the same file" in refused("--graph", graph, *(word.format(graph=graph) for word in words))
+    assert [path.name for path in graph.parent.iterdir()] == ["graph.json"]
+    assert graph.read_bytes() == before
+
+
+def test_a_picture_does_not_replace_the_graph(graph: Path):
+    named = graph.rename(graph.with_suffix(".png"))
+    assert "--graph and --picture are the same file" in refused("--graph", named, "--picture", named)
+
+
+def test_explain_says_that_a_graphs_schedule_is_no_plan(graph: Path, tmp_path: Path):
+    out = tmp_path / "schedule.json"
+    assert plan("--graph", graph, "--out", out).exit_code == 0
+    result = CliRunner().invoke(app, ["explain", str(out)])
+    assert result.exit_code == 2
+    assert "explain reads plans of models" in result.stderr
 
 
 @pytest.mark.parametrize(
