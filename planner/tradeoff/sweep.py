@@ -64,7 +64,8 @@ class Front:
     """A sweep of budgets.
 
     Attributes:
-        points: from the smallest budget to everything retained; time never grows along them.
+        points: from the smallest budget to everything retained; time never grows along them. One more than was
+            asked for where a search found a flatter plan than the smallest budget that was known before.
         pareto: (peak_bytes, extra_time_fraction) of every plan that no other one beats in both.
         baselines: what each baseline found at the same budgets.
         smallest: the flattest plan known, at the first of the budgets.
@@ -150,8 +151,14 @@ def sweep(
     own = {one.task.budget_bytes: one for one in outcomes if one.task.solver == solver}
     # Only the default solver takes over what another one found.
     shared = [one for one in known if solver == DEFAULT_SOLVER or one.asked in (solver, DEFAULT_SOLVER)]
+    flattest = min(shared, key=lambda one: (one.peak_bytes, one.time_s))
+    if flattest.peak_bytes < smallest.budget_bytes:
+        lower = replace(own[budgets[0]].task, budget_bytes=flattest.peak_bytes)
+        # What is proven of the lowest budget that was searched holds below it too.
+        own[flattest.peak_bytes] = replace(own[budgets[0]], task=lower)
+        smallest = _smaller(problem, smallest, flattest)
     return Front(
-        points=tuple(_point(problem, own[budget], best_within(shared, budget)) for budget in budgets),
+        points=tuple(_point(problem, own[budget], best_within(shared, budget)) for budget in sorted(own)),
         pareto=_pareto(problem, shared),
         baselines={
             name: points
@@ -193,6 +200,18 @@ def best_within(known: Sequence[Known], budget_bytes: int) -> Known | None:
     """The quickest of the plans that fit, the flattest of equals; None if none fits."""
     fitting = [one for one in known if one.peak_bytes <= budget_bytes]
     return min(fitting, key=lambda one: (one.time_s, one.peak_bytes), default=None)
+
+
+def _smaller(problem: Problem, smallest: Smallest, flattest: Known) -> Smallest:
+    """The smallest budget, where the searches of the budgets found a flatter plan than the search for it."""
+    schedule = flattest.solution.schedule
+    assert schedule is not None
+    return replace(
+        smallest,
+        schedule=schedule,
+        trace=simulate(problem, schedule),
+        solver=flattest.solution.solver,
+    )
 
 
 def _pareto(problem: Problem, known: Sequence[Known]) -> tuple[tuple[int, float], ...]:

@@ -58,6 +58,25 @@ def test_a_front_is_monotone_and_every_point_is_replayed_within_its_budget(front
         assert trace.time_s == pytest.approx(20.0 * (1.0 + (point.extra_time_fraction or 0.0)))
 
 
+def test_the_smallest_budget_is_the_flattest_plan_of_the_front(monkeypatch: pytest.MonkeyPatch):
+    # The search for the smallest budget finds nothing but everything retained; a baseline finds a flatter plan.
+    asked = long_chain()
+    found = smallest_budget(asked, "auto", time_limit_s=2.0)
+    whole = smallest_budget(asked, "retain_all", time_limit_s=2.0)
+    assert found.budget_bytes < whole.budget_bytes == 41
+    monkeypatch.setattr("planner.tradeoff.sweep.smallest_budget", lambda *_, **__: whole)
+    monkeypatch.setattr(
+        "planner.tradeoff.sweep.run_tasks",
+        lambda *_, done, **__: done(Outcome(Task(41, "auto", {"gap": 0.002}), found.solution)),
+    )
+    front = sweep(asked, time_limit_s=2.0)
+    assert front.smallest.budget_bytes == front.pareto[0][0] == found.budget_bytes
+    assert [point.budget_bytes for point in front.points] == [found.budget_bytes, 41]
+    assert front.points[0].peak_bytes == found.budget_bytes
+    there = holders(asked, front.smallest.schedule, front.smallest.trace)
+    assert sum(one.size_bytes for one in there) == found.budget_bytes
+
+
 def test_no_point_is_beaten_by_a_baseline(front: Front):
     for points in front.baselines.values():
         for theirs in points:
