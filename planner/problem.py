@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields
 from enum import Enum
+from fractions import Fraction
 
 from cost_models.units import format_bytes, parse_bytes
 from planner.costed import CostedGraph
 
 _MAX_BYTES = 2**63
-_MAX_SHARE = 1e6
+_MAX_SHARE = 1_000_000
 
 
 class BudgetKind(Enum):
@@ -32,27 +33,27 @@ class Budget:
     """
 
     kind: BudgetKind
-    amount: float
+    amount: Fraction
 
     @classmethod
     def parse(cls, text: str) -> Budget:
         """Read "4GiB", "60%" (of the retained-all peak), "50% of activations", or "none".
 
         >>> Budget.parse("60%")
-        Budget(kind=<BudgetKind.SHARE_OF_PEAK: 'share_of_peak'>, amount=0.6)
+        Budget(kind=<BudgetKind.SHARE_OF_PEAK: 'share_of_peak'>, amount=Fraction(3, 5))
 
         Raises:
             ValueError: anything else; the sentence says what was got and what to write.
         """
         text = str(text).strip()
         if text.lower() == "none":
-            return cls(BudgetKind.NONE, 0.0)
+            return cls(BudgetKind.NONE, Fraction(0))
         match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*%(\s*of\s+activations)?", text)
         if match:
-            share = float(match[1]) / 100.0
-            if not 0.0 < share < _MAX_SHARE:
+            share = Fraction(match[1]) / 100
+            if not 0 < share < _MAX_SHARE:
                 raise ValueError(
-                    f"a budget must be more than 0 % and less than {_MAX_SHARE:.0%}, got {text[:40]!r}"
+                    f"a budget must be more than 0 % and less than {100 * _MAX_SHARE} %, got {text[:40]!r}"
                 )
             kind = BudgetKind.SHARE_OF_ACTIVATIONS if match[2] else BudgetKind.SHARE_OF_PEAK
             return cls(kind, share)
@@ -61,7 +62,7 @@ class Budget:
         amount = parse_bytes(text)
         if not 0 < amount < _MAX_BYTES:
             raise ValueError(f"a budget must be more than 0 bytes and less than 8 EiB, got {text[:40]!r}")
-        return cls(BudgetKind.BYTES, float(amount))
+        return cls(BudgetKind.BYTES, Fraction(amount))
 
     def resolve_bytes(self, *, retained_all_peak_bytes: int, resident_bytes: int) -> int:
         """The budget of one rank in bytes.

@@ -7,10 +7,11 @@ from typing import Any
 
 from cost_models.units import format_bytes
 from planner.errors import InfeasibleError
-from planner.problem import Problem
+from planner.problem import Problem, StaticMemory
 from planner.residency import holder_objects, peak_owner
 from planner.solution import Solution, Status
 from planner.solvers import DEFAULT_SOLVER, Solver, solver_named
+from planner.solvers.exhaustive import Exhaustive
 from planner.tradeoff.smallest import Smallest, smallest_budget
 
 
@@ -75,7 +76,7 @@ def solve(
         **options,
     )
     if smallest.budget_bytes > problem.budget_bytes:
-        raise infeasible(problem, smallest, proven=_is_proven(solution, smallest, problem))
+        raise infeasible(problem, smallest, solver=solver, status=solution.status, free_order=free_order)
     return Solution(
         status=Status.FEASIBLE,
         schedule=smallest.schedule,
@@ -86,30 +87,46 @@ def solve(
     )
 
 
-def _is_proven(solution: Solution, smallest: Smallest, problem: Problem) -> bool:
-    return solution.status is Status.INFEASIBLE or smallest.floor_bytes > problem.budget_bytes
-
-
-def infeasible(problem: Problem, smallest: Smallest, *, proven: bool) -> InfeasibleError:
+def infeasible(
+    problem: Problem, smallest: Smallest, *, solver: str, status: Status, free_order: bool
+) -> InfeasibleError:
     """The error for a budget below the smallest that is known to work.
 
     Args:
         problem: with the budget that was asked.
         smallest: what works.
-        proven: that no plan of the solver's kind fits; otherwise the time was up.
+        solver: that was asked.
+        status: of its answer; "infeasible" is proven for its kind of schedule alone.
+        free_order: it might change the order of the nodes.
     """
     static = problem.static
     owner = peak_owner(problem, smallest.schedule, smallest.trace)
     asked, works = format_bytes(problem.budget_bytes), format_bytes(smallest.budget_bytes)
-    failure = f"no plan fits {asked}" if proven else f"no plan was found for {asked} in the given time"
+    if asked == works:
+        asked = f"{problem.budget_bytes} B"
+    is_tiny = solver == DEFAULT_SOLVER and len(problem.costed.graph.nodes) <= Exhaustive.most_nodes
+    proven = smallest.floor_bytes > problem.budget_bytes or (is_tiny and status is Status.INFEASIBLE)
+    others = [] if solver == DEFAULT_SOLVER else ["leave out --solver"]
+    others += [] if free_order else ["try --free-order"]
+    if proven:
+        failure, others = (
+            f"no plan fits {asked}",
+            [] if smallest.floor_bytes > problem.budget_bytes else others,
+        )
+    elif status is Status.INFEASIBLE:
+        failure = f"no plan of the kind that {solver} makes fits {asked}"
+    else:
+        failure, others = f"no plan was found for {asked} in the given time", [*others, "give more time"]
     always = ""
     if static.resident_bytes:
         resident = format_bytes(static.resident_bytes)
-        always = f"; {resident} of it are parameters, gradients, optimizer state and batch"
-    advice = "Raise the budget" + (", make the batch smaller, or shard the model" if always else "")
+        always = f"; {resident} of it are there throughout: {_parts(static)}"
+    advice = ["raise the budget", *(("make the batch smaller", "shard the model") if always else ()), *others]
+    advice[0] = advice[0].capitalize()
+    said = advice[0] if len(advice) == 1 else f"{', '.join(advice[:-1])}, or {advice[-1]}"
     error = InfeasibleError(
         f"{failure}: the smallest budget found that works is {works} ({smallest.budget_bytes} B), "
-        f"held up by {owner}{always}. {advice}{'' if proven else ', or give more time'}.",
+        f"held up by {owner}{always}. {said}.",
         budget_bytes=problem.budget_bytes,
         smallest_feasible_bytes=smallest.budget_bytes,
         owner=owner,
@@ -120,3 +137,15 @@ def infeasible(problem: Problem, smallest: Smallest, *, proven: bool) -> Infeasi
         "held_up_by_values": holder_objects(problem, smallest.schedule, smallest.trace),
     }
     return error
+
+
+def _parts(static: StaticMemory) -> str:
+    """What the memory that is always there consists of."""
+    parts = {
+        "parameters": static.parameter_bytes,
+        "gradients": static.gradient_bytes,
+        "optimizer state": static.optimizer_bytes,
+        "gradient buckets": static.bucket_bytes,
+        "batch": static.batch_bytes,
+    }
+    return ", ".join(name for name, size in parts.items() if size)

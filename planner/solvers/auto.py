@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from planner.errors import SolverError
 from planner.order import flatter_order, reordered
 from planner.problem import Problem
 from planner.schedule import Schedule
@@ -14,12 +16,14 @@ from planner.solution import Solution, Status
 from planner.solvers.bounds import least_need_bytes
 from planner.solvers.chain_dp import ChainDp
 from planner.solvers.eviction import Eviction
+from planner.solvers.exhaustive import Exhaustive
 from planner.solvers.griewank import Griewank
 from planner.solvers.materialization import Materialization
 from planner.solvers.retain_all import RetainAll
 from planner.solvers.staged import Staged
 
 # Shares of the time that is left when their turn comes.
+_EXHAUSTIVE_SHARE = 0.3
 _ORDER_SHARE, _CHAIN_SHARE, _EVICTION_SHARE, _MATERIALIZATION_SHARE = 0.35, 0.03, 0.05, 0.5
 # The new order has more of the rest than the given one, which is tried as well.
 _NEW_ORDER_SHARE = 0.75
@@ -32,9 +36,9 @@ _ROUNDING = 1e-9
 class Auto:
     """The best of all: what is quick first, then what proves, then what improves.
 
-    Everything retained where that fits; the dynamic program where it proves itself optimal on a chain; eviction
-    for a schedule within the first second; the materialization MILP where there is a backward phase; the staged
-    MILP from the best of them.
+    Everything retained where that fits; the dynamic program where it proves itself optimal on a chain; every
+    schedule of a tiny graph; eviction for a schedule within the first second; the materialization MILP where there
+    is a backward phase; the staged MILP from the best of them.
 
     Attributes:
         time_limit_s: for all of them together.
@@ -73,6 +77,9 @@ class Auto:
         def left_s() -> float:
             return deadline - time.perf_counter()
 
+        solution = Exhaustive(_EXHAUSTIVE_SHARE * left_s(), free_order=True).solve(problem)
+        if solution.status is not Status.NOT_FOUND:
+            return solution
         order = flatter_order(problem, time_limit_s=_ORDER_SHARE * left_s())
         asked = reordered(problem, order)
         now = time.perf_counter()
@@ -101,9 +108,26 @@ class Auto:
         solution = ChainDp(time_limit_s=_CHAIN_SHARE * left_s()).solve(problem)
         if solution.status is Status.OPTIMAL:
             return solution
+        exhaustive = Exhaustive(_EXHAUSTIVE_SHARE * left_s()).solve(problem)
+        if exhaustive.status is not Status.NOT_FOUND:
+            return exhaustive
         evicted = Eviction(time_limit_s=_EVICTION_SHARE * left_s()).solve(problem)
         solution = _better(replace(solution, bound_s=problem.costed.step_s), evicted)
         solution = _better(solution, self._started(problem))
+        try:
+            return self._improved(problem, solution, deadline, begin)
+        except SolverError as error:
+            if solution.schedule is None:
+                raise
+            logging.getLogger(__name__).warning("a MILP solver failed, the plan is not improved: %s", error)
+            return self._judged(solution, problem)
+
+    def _improved(self, problem: Problem, solution: Solution, deadline: float, begin: float) -> Solution:
+        """The MILPs, from the best answer so far."""
+
+        def left_s() -> float:
+            return max(deadline - time.perf_counter(), 0.1)
+
         graph = problem.costed.graph
         if graph.num_forward < len(graph.nodes):
             limit_s = _MATERIALIZATION_SHARE * left_s()

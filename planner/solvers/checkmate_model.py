@@ -39,7 +39,7 @@ class CheckmateModel:
         self.problem = problem
         self.graph = graph = problem.costed.graph
         self.fixed = fixed_values(graph)
-        self.time_scale = max(problem.costed.step_s, 1e-30) / 100.0
+        self.time_scale = (problem.costed.step_s or 1.0) / 100.0
         self.byte_scale = _byte_scale(problem)
         self.model = pulp.LpProblem("checkmate", pulp.LpMinimize)
         self.cap = self.model.add_variable("cap", lowBound=0.0)

@@ -51,7 +51,8 @@ class Eviction:
             exponents = (
                 _FIRST[attempt] if attempt < len(_FIRST) else tuple(rng.uniform(0.0, 2.0) for _ in "abc")
             )
-            reruns = _Pass(problem, exponents).run()
+            deadline = begin + (self.time_limit_s if attempt else max(self.time_limit_s, _FIRST_PASS_S))
+            reruns = _Pass(problem, exponents).run(deadline)
             if reruns is None:
                 continue
             schedule = schedule_of(problem.costed.graph, without_useless(problem, reruns))
@@ -68,6 +69,8 @@ class Eviction:
         )
 
 
+# The first pass may take this long where the limit is shorter.
+_FIRST_PASS_S = 0.3
 _FIRST = (
     (1.0, 1.0, 1.0),
     (0.5, 1.0, 1.0),
@@ -86,7 +89,7 @@ class _Pass:
         self.graph = problem.costed.graph
         self.room = problem.budget_bytes - problem.static.resident_bytes
         self.seconds = problem.costed.time_s
-        self.smallest_s = max(problem.costed.step_s, 1e-30) * 1e-9
+        self.smallest_s = (problem.costed.step_s or 1.0) * 1e-9
         self.exponents = exponents
         self.size = [value.size_bytes for value in self.graph.values]
         self.stays = [
@@ -97,11 +100,13 @@ class _Pass:
         self.resident: set[int] = set()
         self.live = 0
 
-    def run(self) -> frozenset[Rerun] | None:
-        """What runs again, or None where a stage does not fit."""
+    def run(self, deadline: float) -> frozenset[Rerun] | None:
+        """What runs again, or None where a stage does not fit or the time is up."""
         graph = self.graph
         reruns: set[Rerun] = set()
         for t in range(len(graph.nodes)):
+            if time.perf_counter() > deadline:
+                return None
             runs = [*self._missing(t), t]
             left: dict[int, int] = {}
             for k in runs:

@@ -54,7 +54,13 @@ def run(highs: highspy.Highs) -> None:
         SolverError: HiGHS reports an error of its own.
     """
     highspy.Highs.resetGlobalScheduler(True)
-    if highs.run() == highspy.HighsStatus.kError:
+    try:
+        failed = highs.run() == highspy.HighsStatus.kError
+    except RuntimeError as error:
+        raise SolverError(
+            f"HiGHS {highs.version()} failed: {error}. Report the model and the version."
+        ) from error
+    if failed:
         raise SolverError(
             f"HiGHS {highs.version()} failed on a model of {highs.getNumCol()} variables. "
             "Report the model and the version."

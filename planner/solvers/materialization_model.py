@@ -29,7 +29,7 @@ class MaterializationModel:
         self.graph = graph
         self.windows = Windows(graph)
         self.byte_scale = float(max(sum(v.size_bytes for v in graph.values), 1))
-        self.time_scale = max(problem.costed.step_s, 1e-30) / 100.0
+        self.time_scale = (problem.costed.step_s or 1.0) / 100.0
         self.model = pulp.LpProblem("materialization", pulp.LpMinimize)
         # x_q = 1: value q is retained for backward.
         self.x = {v: self.model.add_variable(f"x_{v}", cat="Binary") for v in self.windows.droppable}

@@ -16,7 +16,7 @@ from planner.simulate import simulate
 from planner.solution import Solution, Status
 from planner.solvers.bounds import least_need_bytes
 from planner.solvers.reruns import Rerun, reruns_of, rows_bytes, schedule_of, without_useless
-from planner.solvers.staged_model import StagedModel
+from planner.solvers.staged_model import StagedModel, binding_stages
 from planner.solvers.staged_neighbourhoods import Neighbourhoods
 from planner.solvers.staged_rounds import Rounds
 
@@ -25,7 +25,9 @@ _DEPTHS = (1, 2, 4, 8, 16)
 _EVERY = 10**9
 _MOST_PAIRS, _FEW_PAIRS = 6_000, 1_500
 # Whole models beyond this many binaries are left to neighbourhoods.
-_MOST_BINARIES = 40_000
+_MOST_BINARIES, _MOST_CANDIDATES = 40_000, 200_000
+# So many are written into a model in a second; with less time there is none.
+_CANDIDATES_PER_S = 20_000
 _ROUNDING = 1e-9
 # Neighbourhoods in a row without a better answer, before the search ends.
 _PATIENCE = 24
@@ -167,7 +169,7 @@ class _Search:
         if max(rows.values()) > self.rounds.room:
             return False
         reruns = without_useless(self.problem, reruns)
-        if self.best is None or self.extra_s(reruns) < self.extra_s(self.best) - 1e-15:
+        if self.best is None or self.extra_s(reruns) < self.extra_s(self.best) * (1.0 - 1e-12):
             self.best = reruns
         return True
 
@@ -180,6 +182,8 @@ class _Search:
         """
         step_s = self.problem.costed.step_s
         near = self.around.candidates(depth, range(len(self.graph.nodes)))
+        if len(near) > min(_MOST_CANDIDATES, _CANDIDATES_PER_S * self.remaining_s()):
+            return "too large"
         free = self._useful(sorted({*near, *(self.best or ())}))
         if len(free) > _MOST_BINARIES:
             return "too large"
@@ -217,8 +221,7 @@ class _Search:
     def _useful(self, candidates: list[Rerun]) -> list[Rerun]:
         """Those for which memory could bind between the node and its rerun."""
         while True:
-            model = StagedModel(self.problem, candidates)
-            count = np.concatenate(([0], np.cumsum(model.binding())))
+            count = np.concatenate(([0], np.cumsum(binding_stages(self.problem, candidates))))
             kept = [(t, k) for t, k in candidates if count[t] > count[k]]
             if len(kept) == len(candidates):
                 return kept

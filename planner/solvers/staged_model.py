@@ -61,6 +61,23 @@ def nearby(problem: Problem, depth: int) -> list[list[int]]:
     return stages
 
 
+def binding_stages(problem: Problem, candidates: Iterable[Rerun]) -> np.ndarray:
+    """For each stage whether memory could pass the room in it, whatever of the candidates runs again."""
+    graph = problem.costed.graph
+    last = [max((value.node, *users)) for value, users in zip(graph.values, graph.users, strict=True)]
+    workspace = [node.workspace_bytes for node in graph.nodes]
+    for t, k in candidates:
+        workspace[t] = max(workspace[t], graph.nodes[k].workspace_bytes)
+        for v in (*graph.nodes[k].inputs, *graph.nodes[k].outputs):
+            last[v] = max(last[v], t)
+    delta = np.zeros(len(graph.nodes) + 1)
+    for v, value in enumerate(graph.values):
+        delta[value.node] += value.size_bytes
+        delta[(len(graph.nodes) - 1 if value.is_held else last[v]) + 1] -= value.size_bytes
+    room = problem.budget_bytes - problem.static.resident_bytes
+    return np.cumsum(delta[:-1]) + np.array(workspace) > room
+
+
 class StagedModel:
     """Which of some candidates run again, when everything else is decided.
 
@@ -78,7 +95,7 @@ class StagedModel:
         self.graph = graph = problem.costed.graph
         self.room = float(problem.budget_bytes - problem.static.resident_bytes)
         self.byte_scale = max(self.room, 1.0) / _MEMORY_UNITS
-        self.time_scale = max(problem.costed.step_s, 1e-30) / _TIME_UNITS
+        self.time_scale = (problem.costed.step_s or 1.0) / _TIME_UNITS
         self.model = LiveModel()
         count = len(graph.nodes)
         self.rerun: dict[Rerun, int] = {
@@ -93,6 +110,8 @@ class StagedModel:
         for ks in self.stage:
             ks.sort()
         self.written: set[Rerun] = set()
+        # Columns of each memory row that was written.
+        self.row_columns: dict[Rerun, list[int]] = {}
         self.size = [0.0 if value.is_held else value.size_bytes / self.byte_scale for value in graph.values]
         # Bytes at each first run that no choice changes.
         self.base = np.zeros(count)
@@ -224,19 +243,6 @@ class StagedModel:
         np.subtract.at(total, self.own_row, self.own_size * values[self.own_column])
         return total
 
-    def binding(self) -> np.ndarray:
-        """Stages in which memory could pass the room, whatever runs again."""
-        graph = self.graph
-        delta = np.zeros(len(graph.nodes) + 1)
-        for v, value in enumerate(graph.values):
-            last = len(graph.nodes) - 1 if value.is_held else self.touches[v][-1]
-            delta[value.node] += value.size_bytes
-            delta[last + 1] -= value.size_bytes
-        most = np.cumsum(delta[:-1])
-        for t, ks in enumerate(self.stage):
-            most[t] += max(graph.nodes[k].workspace_bytes for k in (*ks, t))
-        return most > self.room
-
     def write_first_run(self, t: int) -> None:
         """(5) Memory while node t runs for the first time."""
         self.written.add((t, t))
@@ -249,7 +255,7 @@ class StagedModel:
             for i in open_now
             if int(self.gap_column[i]) not in mine
         ]
-        self._write_memory(terms, float(self.base[t] + self.own[t]))
+        self._write_memory((t, t), terms, float(self.base[t] + self.own[t]))
 
     def write_rerun(self, t: int, k: int) -> None:
         """(6), (7) Memory while node k runs again in stage t."""
@@ -315,7 +321,7 @@ class StagedModel:
                 for column in columns:
                     self.model.at_least([(most, 1.0), (column, -1.0)], 0.0)
                 terms[most] = self.size[v]
-        self._write_memory(list(terms.items()), constant)
+        self._write_memory((t, k), list(terms.items()), constant)
 
     def _there(self, v: int, t: int) -> float | int:
         """Is v there when stage t begins: a column or a number."""
@@ -333,7 +339,19 @@ class StagedModel:
         if isinstance(one, int):
             terms[one] = terms.get(one, 0.0) + size
 
-    def _write_memory(self, terms: list[tuple[int, float]], constant: float) -> None:
+    def write_cover(self, run: Rerun) -> bool:
+        """What is there is too much by less than the solver's tolerance: from now on not all of it at once.
+
+        Returns:
+            Whether there is anything to leave out.
+        """
+        there = [column for column in self.row_columns[run] if self.model.values[column] > 0.5]
+        if there:
+            self.model.at_most([(column, 1.0) for column in there], len(there) - 1.0)
+        return bool(there)
+
+    def _write_memory(self, run: Rerun, terms: list[tuple[int, float]], constant: float) -> None:
+        self.row_columns[run] = [column for column, _ in terms]
         if self.elastic:
             terms = [*terms, (self.model.column(cost=_EXCESS_PRICE, upper=1e12), -1.0)]
         self.model.at_most(terms, self.room / self.byte_scale - constant)

@@ -10,7 +10,7 @@ import numpy as np
 
 from planner.problem import Problem
 from planner.solvers.reruns import Rerun, rows_bytes
-from planner.solvers.staged_model import StagedModel, nearby
+from planner.solvers.staged_model import StagedModel, binding_stages, nearby
 from planner.solvers.staged_rounds import Rounds
 
 # Seconds of one neighbourhood, and between which of them its size stays.
@@ -98,7 +98,7 @@ class Neighbourhoods:
         """Memory could pass the room between node k and stage t."""
         if self._binding_before is None:
             stages = range(len(self.graph.nodes))
-            binding = StagedModel(self.problem, self.candidates(_DEPTH, stages)).binding()
+            binding = binding_stages(self.problem, self.candidates(_DEPTH, stages))
             self._binding_before = np.concatenate(([0], np.cumsum(binding)))
         return bool(self._binding_before[t] > self._binding_before[k])
 

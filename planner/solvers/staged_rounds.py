@@ -50,7 +50,7 @@ class Rounds:
     def solve(
         self, model: StagedModel, *, deadline: float, start: frozenset[Rerun] | None, abs_gap_s: float
     ) -> RoundsOutcome:
-        """First the relaxation until no row is broken, then whole answers until the judge of rows finds none.
+        """First the relaxation until no row is broken, then whole answers until none is broken to the byte.
 
         Args:
             model: variables, needs, no memory rows yet.
@@ -90,9 +90,10 @@ class Rounds:
             if fits:
                 answer = chosen
             fresh = over - model.written
-            if not fresh:
+            if fresh:
+                self._write_stages(model, fresh)
+            elif fits or not any([model.write_cover(run) for run in over]):
                 return RoundsOutcome(answer, outcome.optimal and fits, False, bound)
-            self._write_stages(model, fresh)
 
     def _write_stages(self, model: StagedModel, broken: set[Rerun]) -> None:
         """Write the broken rows, and those of all reruns of their stages."""
