@@ -60,6 +60,8 @@ def front_figure(front: Front) -> Figure:
     axes.plot([], [], color=COLOURS["plan"], marker="o", label="plan")
     for proven in (True, False):
         chosen = [i for i, p in enumerate(found) if (p.status == "optimal") == proven]
+        if not chosen:
+            continue  # the layout makes room for unclipped markers, and for those of no points at the corner
         axes.plot(
             [peaks[i] for i in chosen],
             [extras[i] for i in chosen],
@@ -67,7 +69,7 @@ def front_figure(front: Front) -> Figure:
             marker="o",
             color=COLOURS["plan"],
             markerfacecolor=COLOURS["plan"] if proven else "white",
-            label="plan, not proven within the gap" if chosen and not proven else None,
+            label=None if proven else "plan, not proven within the gap",
             zorder=4,
             clip_on=False,
         )
@@ -88,7 +90,7 @@ def front_figure(front: Front) -> Figure:
     axes.grid(axis="y", color="#E5E5E5", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.set_xlabel(f"peak memory ({name})")
-    axes.set_ylabel("extra time (% of the step, logarithmic above 1)")
+    axes.set_ylabel("extra time (% of the step)")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize="small")
     return figure

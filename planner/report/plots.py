@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from planner.report.replayed import STATIC, layer_timelines
+from planner.report.few_layers import MAX_LAYERS, few_layers
+from planner.report.few_layers import TO as _TO
+from planner.report.replayed import STATIC, WORKSPACE, layer_timelines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +29,10 @@ COLOURS = {
 }
 # Tol's muted palette, for layers: safe as well, and none of the colours above.
 _LAYER_COLOURS = ("#332288", "#88CCEE", "#44AA99", "#117733", "#DDCC77", "#CC6677", "#AA4499", "#882255")
-_OTHER = "#DDDDDD"
+_WORKSPACE, _OTHER = "#555555", "#DDDDDD"
+# Characters of an operation's name that the legend has room for.
+_MAX_NAME = 28
+assert len(_LAYER_COLOURS) == MAX_LAYERS
 
 
 def saved(figure: Figure, kind: str) -> bytes:
@@ -59,15 +64,15 @@ def memory_figure(plan: Plan | BarePlan, *, measured_peak_bytes: int | None = No
     figure = Figure(figsize=(9, 4.8), layout="constrained")
     axes = figure.add_subplot()
     areas = _areas(plan)
-    shares = _shares(len(plan.timeline_bytes))
     if areas:
-        heights = np.array(list(areas.values())) / unit
+        heights = [_closed(area) / unit for area in areas.values()]
+        edges = _edges(len(plan.timeline_bytes))
         axes.stackplot(
-            shares, heights, labels=list(areas), colors=_area_colours(areas), step="mid", linewidth=0
+            edges, heights, labels=list(areas), colors=_area_colours(areas), step="post", linewidth=0
         )
-    else:
+    elif plan.static_bytes:
         axes.fill_between(
-            shares, plan.static_bytes / unit, color=COLOURS["static"], alpha=0.4, label="static"
+            (0, 100), plan.static_bytes / unit, color=COLOURS["static"], alpha=0.4, label="static"
         )
     for label, timeline in (
         ("retained all", plan.retained_all_timeline_bytes),
@@ -75,13 +80,14 @@ def memory_figure(plan: Plan | BarePlan, *, measured_peak_bytes: int | None = No
     ):
         # Both runs of the step have the same width, whatever the number of their operations.
         axes.step(
-            _shares(len(timeline)),
-            np.array(timeline) / unit,
-            where="mid",
+            _edges(len(timeline)),
+            _closed(np.array(timeline)) / unit,
+            where="post",
             color=COLOURS[label],
             linewidth=1.2,
             label=label,
         )
+    _mark_peak(axes, plan, unit)
     axes.axhline(plan.budget_bytes / unit, color=COLOURS["budget"], linestyle="--", label="budget")
     if measured_peak_bytes is not None:
         axes.axhline(
@@ -108,35 +114,58 @@ def unit_of(size_bytes: int) -> tuple[int, str]:
     return 1, "B"
 
 
+def _mark_peak(axes: Axes, plan: Plan | BarePlan, unit: int) -> None:
+    """A mark where the plan peaks, with the operation's name; the optimizer's step comes after all others."""
+    owner = plan.peak_owner if plan.hardware is not None else f"node {plan.peak_owner}"
+    count, at = len(plan.timeline_bytes), 100.0
+    if plan.timeline_bytes and max(plan.timeline_bytes) == plan.predicted_peak_bytes:
+        at = 100.0 * (int(np.argmax(plan.timeline_bytes)) + 0.5) / count
+    axes.plot(
+        [at],
+        [plan.predicted_peak_bytes / unit],
+        color="black",
+        marker="v",
+        markersize=6,
+        linestyle="none",
+        label=f"peak: {owner if len(owner) <= _MAX_NAME else owner[: _MAX_NAME - 3] + '...'}",
+        zorder=4,
+        clip_on=False,
+    )
+
+
 def _areas(plan: Plan | BarePlan) -> dict[str, np.ndarray]:
-    """Owner -> bytes at each computation: static memory, the layers that hold most at the peak, and the rest."""
+    """Owner -> bytes at each computation: static memory, workspace, few layers that hold most, and the rest."""
     table = getattr(plan, "table", None)
     if table is None or len(table.layer_names) < 2:
         return {}
-    timelines = layer_timelines(cast("Plan", plan))
-    at_peak = int(np.argmax(np.sum(list(timelines.values()), axis=0)))
-    static = timelines.pop(STATIC)
-    ranked = sorted(timelines, key=lambda owner: (-timelines[owner][at_peak], -timelines[owner].max()))
-    named = [owner for owner in timelines if owner in ranked[: len(_LAYER_COLOURS)]]
-    rest = [timelines[owner] for owner in timelines if owner not in named]
-    areas = {"static": static, "other layers": np.sum(rest, axis=0) if rest else None}
-    areas |= {owner: timelines[owner] for owner in named}
-    return {
-        owner: bytes_there
-        for owner, bytes_there in areas.items()
-        if bytes_there is not None and bytes_there.any()
-    }
+    deepest = max(name.count(".") + 1 for name in table.layer_names)
+    timelines = layer_timelines(cast("Plan", plan), depth=deepest)
+    static, workspace = timelines.pop(STATIC), timelines.pop(WORKSPACE)
+    named, rest = few_layers(timelines)
+    areas = {"static": static, "workspace": workspace, "other layers": rest}
+    areas |= {_in_words(owner): area for owner, area in named.items()}
+    return {owner: area for owner, area in areas.items() if area.any()}
+
+
+def _in_words(owner: str) -> str:
+    """A number alone says little: "layer 3", "layers 3-5"."""
+    return f"layer{'s' * (_TO in owner)} {owner}" if owner[0].isdigit() else owner
 
 
 def _area_colours(areas: Mapping[str, object]) -> list[str]:
-    fixed = {"static": COLOURS["static"], "other layers": _OTHER}
+    fixed = {"static": COLOURS["static"], "workspace": _WORKSPACE, "other layers": _OTHER}
     colours = iter(_LAYER_COLOURS)
     return [fixed.get(owner) or next(colours) for owner in areas]
 
 
-def _shares(count: int) -> np.ndarray:
-    """The middle of each of `count` operations, in per cent of the step."""
-    return 100.0 * (np.arange(count) + 0.5) / count
+def _edges(count: int) -> np.ndarray:
+    """Where each of `count` operations begins and the last one ends, in per cent of the step."""
+    return np.linspace(0.0, 100.0, count + 1)
+
+
+def _closed(timeline: np.ndarray) -> np.ndarray:
+    """The last operation lasts to the end of the step."""
+    return np.append(timeline, timeline[-1:]) if len(timeline) else np.zeros(1)
 
 
 def _legend_beside(figure: Figure, axes: Axes) -> None:

@@ -218,5 +218,14 @@ def test_the_picture_of_memory_has_units_a_budget_and_the_layers():
     assert axes.get_xlabel() == "operations of the step (%)"
     assert axes.get_ylim()[0] == 0
     labels = {text.get_text() for text in figure.legends[0].get_texts()}
-    assert labels == {"retained all", "plan", "budget", "static", "a.x", "a.y", "b"}
+    assert labels == {
+        "retained all",
+        "plan",
+        "budget",
+        "static",
+        "a.x",
+        "a.y",
+        "b",
+        "peak: " + chain_plan().peak_owner,
+    }
     assert saved(figure, "pdf").startswith(b"%PDF")

@@ -167,12 +167,19 @@ def test_the_smallest_budget_is_held_up_by_values_that_sum_to_it():
 
 
 def test_the_picture_of_a_front_has_units_and_all_solvers(front: Front):
-    (axes,) = front_figure(front).axes
+    figure = front_figure(front)
+    (axes,) = figure.axes
     assert axes.get_xlabel() == "peak memory (B)"
     assert "% of the step" in axes.get_ylabel()
     labels = {line.get_label() for line in axes.get_lines()}
     assert {"plan", "smallest budget found"} <= labels
     assert axes.get_xlim()[0] == axes.get_ylim()[0] == 0
+    figure.draw_without_rendering()
+    # The axes fill the figure but for labels and legend, and the label is not clipped.
+    assert axes.get_position().width > 0.85
+    assert axes.get_position().height > 0.7
+    label = axes.yaxis.label.get_window_extent()
+    assert 0 <= label.y0 < label.y1 <= figure.bbox.height
 
 
 def plan(*words: str | Path) -> Any:
