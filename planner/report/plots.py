@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from planner.report.few_layers import MAX_LAYERS, few_layers
-from planner.report.few_layers import TO as _TO
+from planner.report.few_layers import MAX_LAYERS, TO, few_layers
 from planner.report.replayed import STATIC, WORKSPACE, layer_timelines
 
 if TYPE_CHECKING:
@@ -149,7 +148,7 @@ def _areas(plan: Plan | BarePlan) -> dict[str, np.ndarray]:
 
 def _in_words(owner: str) -> str:
     """A number alone says little: "layer 3", "layers 3-5"."""
-    return f"layer{'s' * (_TO in owner)} {owner}" if owner[0].isdigit() else owner
+    return f"layer{'s' * (TO in owner)} {owner}" if owner[0].isdigit() else owner
 
 
 def _area_colours(areas: Mapping[str, object]) -> list[str]:

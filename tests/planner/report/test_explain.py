@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import planner
 from orchestrator.cli import app
+from planner.bare_plan import bare_step
 from planner.costed import CostedGraph
 from planner.graph import Graph
 from planner.just_in_time import just_in_time
@@ -24,8 +25,9 @@ from planner.report.explain import Explanation, LayerRow, explain, explanation_l
 from planner.report.plots import memory_figure, saved
 from planner.report.replayed import Replayed, layer_timelines
 from planner.simulate import simulate
+from planner.solvers.retain_all import RetainAll
 from planner.step_table import StepTable
-from tests.graphs import chain, priced, problem
+from tests.graphs import chain, priced, problem, training_chain
 from tests.models import TinyGPT, token_loss
 
 
@@ -229,3 +231,17 @@ def test_the_picture_of_memory_has_units_a_budget_and_the_layers():
         "peak: " + chain_plan().peak_owner,
     }
     assert saved(figure, "pdf").startswith(b"%PDF")
+
+
+def test_the_picture_of_a_graph_marks_its_peak_and_lists_no_static_memory(tmp_path: Path):
+    path = tmp_path / "graph.json"
+    path.write_text(training_chain())
+    prepared = bare_step(path)
+    budgeted = prepared.budgeted("none")
+    plan = prepared.answer(budgeted, RetainAll().solve(budgeted))
+    figure = memory_figure(plan)
+    labels = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert labels == {"retained all", "plan", "budget", f"peak: node {plan.peak_owner}"}
+    (mark,) = (line for line in figure.axes[0].get_lines() if str(line.get_label()).startswith("peak"))
+    # 15 B, as in the tests of the command.
+    assert list(mark.get_ydata()) == [15]
