@@ -21,13 +21,16 @@ from planner.plan_file import Plan, Signature
 Compiled = Callable[[list[torch.Tensor], tuple[Any, ...], dict[str, Any]], Any]
 
 
-def compile_step(model: nn.Module, inputs: Any, plan: Plan) -> tuple[list[str], Compiled]:
+def compile_step(
+    model: nn.Module, inputs: Any, plan: Plan, *, replaced: set[str] | None = None
+) -> tuple[list[str], Compiled]:
     """Capture the module once more under fake tensors and compile it under the plan.
 
     Args:
         model: the module that will run; only its shapes are read here.
         inputs: its inputs, as for `planner.capture.capture` without a loss.
         plan: made for this module, batch and torch.
+        replaced: gets the type names of the outputs that will be None because a graph cannot return them.
 
     Returns:
         Names of the parameters and buffers that the function takes, in order; and a function of those tensors
@@ -38,7 +41,7 @@ def compile_step(model: nn.Module, inputs: Any, plan: Plan) -> tuple[list[str], 
     """
     with ExitStack() as stack, torch.random.fork_rng(devices=[]):
         mode = fake_mode_of(model, inputs)
-        fake = fake_module(model, mode)
+        fake = fake_module(model, mode, replaced=replaced)
         fake_inputs = fake_tree(inputs, mode)
         # What the shapes already tell is said in their words, before the capture.
         check_inputs(plan, inputs)

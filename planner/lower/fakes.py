@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
@@ -17,8 +16,6 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from planner.errors import CaptureError
-
-_log = logging.getLogger(__name__)
 
 # Elements up to which a constant's values are followed.
 _MAX_CONSTANT = 1 << 20
@@ -125,10 +122,15 @@ def building_without_memory() -> Iterator[FakeTensorMode]:
         yield mode
 
 
-def fake_module(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
+def fake_module(model: nn.Module, mode: FakeTensorMode, *, replaced: set[str] | None = None) -> nn.Module:
     """The module with every parameter and buffer replaced by a fake of the same layout.
 
     A tensor on the meta device becomes a fake one on the CPU: the device that it will be built on.
+
+    Args:
+        model: the module.
+        mode: of the fakes.
+        replaced: gets the type names of the outputs that a call leaves out because a graph cannot return them.
     """
     memo: dict[int, Any] = {}
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
@@ -146,8 +148,8 @@ def fake_module(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
             "Remove what cannot be copied (locks, open files, non-leaf tensors) from its attributes."
         ) from error
     forward = fake.forward
-    replaced: set[str] = set()
-    fake.forward = lambda *args, **kwargs: _plain(forward(*args, **kwargs), replaced)  # type: ignore[method-assign]
+    names = set[str]() if replaced is None else replaced
+    fake.forward = lambda *args, **kwargs: _plain(forward(*args, **kwargs), names)  # type: ignore[method-assign]
     return fake
 
 
@@ -157,10 +159,7 @@ def _plain(outputs: Any, replaced: set[str]) -> Any:
     def plain(leaf: Any) -> Any:
         if leaf is None or isinstance(leaf, torch.Tensor | bool | int | float | str):
             return leaf
-        name = type(leaf).__name__
-        if name not in replaced:
-            _log.warning("the planned module returns None in place of a %s", name)
-            replaced.add(name)
+        replaced.add(type(leaf).__name__)
         return None
 
     return pytree.tree_map(plain, outputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import nn
 from planner.errors import PlanMismatchError
 from planner.lower.compile import Compiled, check_inputs, compile_step
 from planner.plan_file import Plan
+
+_log = logging.getLogger(__name__)
 
 
 class PlannedModule(nn.Module):
@@ -34,6 +37,7 @@ class PlannedModule(nn.Module):
         self.__dict__["plan"] = plan
         self.__dict__["_compiled"] = None
         self.__dict__["_compiled_state"] = None
+        self.__dict__["_replaced"] = frozenset[str]()
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -59,7 +63,12 @@ class PlannedModule(nn.Module):
         state = _state(self._original)
         compiled: tuple[list[str], Compiled] | None = self._compiled
         if compiled is None or self._compiled_state != state:
-            compiled = compile_step(self._original, _inputs(args, kwargs), self.plan)
+            replaced: set[str] = set()
+            compiled = compile_step(self._original, _inputs(args, kwargs), self.plan, replaced=replaced)
+            # Once, however often the step is compiled again.
+            for name in sorted(replaced - self._replaced):
+                _log.warning("the planned module returns None in place of a %s", name)
+            self.__dict__["_replaced"] = self._replaced | replaced
             self.__dict__.update(_compiled=compiled, _compiled_state=state)
         names, call = compiled
         tensors = [_tensor(self._original, name) for name in names]

@@ -315,3 +315,25 @@ def test_a_change_that_changes_the_graph_is_noticed_between_calls():
             planned(batch[0])
         undo()
         planned(batch[0])
+
+
+class WithCache(nn.Module):
+    """Returns an object that a graph cannot return, as a transformers model returns its cache."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, object]:
+        return self.linear(x).relu(), Counter()
+
+
+def test_an_output_that_is_no_tensor_is_named_once_per_planned_module(caplog: pytest.LogCaptureFixture):
+    model, batch = WithCache(), (torch.randn(2, 4), torch.randn(2, 4))
+    plan = planner.plan(model, batch, loss=lambda out, y: F.mse_loss(out[0], y), budget="none")
+    module = planner.apply(model, plan)
+    for _ in range(3):
+        assert module(batch[0])[1] is None
+        model.linear.register_forward_hook(lambda *_: None)  # the step is compiled again
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("planner")]
+    assert said == ["the planned module returns None in place of a Counter"]
