@@ -244,4 +244,4 @@ def test_the_picture_of_a_graph_marks_its_peak_and_lists_no_static_memory(tmp_pa
     assert labels == {"retained all", "plan", "budget", f"peak: node {plan.peak_owner}"}
     (mark,) = (line for line in figure.axes[0].get_lines() if str(line.get_label()).startswith("peak"))
     # 15 B, as in the tests of the command.
-    assert list(mark.get_ydata()) == [15]
+    assert np.asarray(mark.get_ydata()).tolist() == [15]

@@ -53,6 +53,7 @@ def test_a_front_is_monotone_and_every_point_is_replayed_within_its_budget(front
     assert extras == sorted(extras, reverse=True)
     for point in front.points:
         assert point.schedule is not None
+        assert point.peak_bytes is not None
         trace = simulate(long_chain(), point.schedule)
         assert trace.peak_bytes == point.peak_bytes <= point.budget_bytes
         assert trace.time_s == pytest.approx(20.0 * (1.0 + (point.extra_time_fraction or 0.0)))
