@@ -144,7 +144,7 @@ class _Search:
             if self.best is None and (depth > 1 or outcome != "infeasible"):
                 current = self.around.repaired(current, time.perf_counter() + 0.3 * self.remaining_s())
                 self._accept(current)
-            if outcome in ("too large", "time"):
+            if outcome == "too large" or (outcome == "time" and self.best is not None):
                 break
             if outcome == "optimal" and self.best is not None:
                 reached_s = self.extra_s(self.best)
@@ -152,6 +152,9 @@ class _Search:
                     is_settled = True
                     break
                 last_s = reached_s
+        while self.best is None and not is_small and self.remaining_s() > 0.0:
+            current = self.around.repaired(current, self.deadline)
+            self._accept(current)
         if is_small and self.remaining_s() > 0.0:
             outcome = self._whole(_EVERY)
             self.is_infeasible = outcome == "infeasible"

@@ -17,7 +17,7 @@ from planner.solvers.reruns import Rerun
 _MEMORY_UNITS = 1000.0
 _TIME_UNITS = 100.0
 # A unit of memory beyond the room costs this many units of time where the excess is to be lowered first.
-_EXCESS_PRICE = 1.0
+_EXCESS_PRICE = 30.0
 
 
 def nearby(problem: Problem, depth: int) -> list[list[int]]:
