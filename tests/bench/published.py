@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--no-chains", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    console, log = Console(), Console(stderr=True)
+    console, log = Console(width=140), Console(stderr=True)
     limit = {"time_limit_s": options.time_limit, "threads": options.threads}
     runs: list[dict[str, Any]] = []
     skipped: dict[str, str] = {}
