@@ -164,7 +164,6 @@ class _Pass:
         """Evict until `needed` bytes fit; values that this stage still reads stay."""
         if self.live + needed <= self.room:
             return True
-        costs: dict[int, float] = {}
         a, b, c = self.exponents
         scores = []
         for v in self.resident:
@@ -173,7 +172,7 @@ class _Pass:
             next_use = self._next_use(v, t)
             if next_use is None:
                 next_use = 2 * len(self.graph.nodes)
-            score = self._again_s(v, costs) ** a / (self.size[v] ** b * (next_use - t) ** c)
+            score = self._again_s(v) ** a / (self.size[v] ** b * (next_use - t) ** c)
             scores.append((score, v))
         scores.sort()
         for _, v in scores:
@@ -182,7 +181,7 @@ class _Pass:
                 return True
         return False
 
-    def _again_s(self, v: int, costs: dict[int, float]) -> float:
+    def _again_s(self, v: int) -> float:
         """Seconds to make v again from what is there."""
         graph = self.graph
         total = self.smallest_s
@@ -197,7 +196,6 @@ class _Pass:
             if len(seen) > 200:
                 break
             stack.extend(graph.values[u].node for u in graph.nodes[k].inputs if u not in self.resident)
-        del costs
         return total
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
-
 from planner.graph import Graph
 from planner.just_in_time import schedule_of_order
 from planner.problem import Problem
 from planner.schedule import Schedule
+from planner.simulate import simulate
 
 # (t, k): node k runs again in stage t, which ends with the first run of node t.
 Rerun = tuple[int, int]
@@ -42,11 +41,6 @@ def reruns_of(graph: Graph, schedule: Schedule) -> frozenset[Rerun] | None:
         else:
             pending.append(node)
     return frozenset(reruns) if first == len(graph.nodes) else None
-
-
-def lasting_values(graph: Graph) -> set[int]:
-    """Values that stay although their node runs again: held by the caller, or not made by a second run."""
-    return {v for v, value in enumerate(graph.values) if value.is_held or value.first_run_only}
 
 
 def without_useless(problem: Problem, reruns: frozenset[Rerun]) -> frozenset[Rerun]:
@@ -87,67 +81,35 @@ def _retained_instead(problem: Problem, reruns: frozenset[Rerun]) -> frozenset[R
     """Drop reruns one by one, the dearest first, where keeping their outputs from the run before fits."""
     graph = problem.costed.graph
     room = problem.budget_bytes - problem.static.resident_bytes
-    current = set(reruns)
-    rows = _Rows(graph, current)
+    current, rows = set(reruns), rows_bytes(problem, reruns)
     for t, k in sorted(reruns, key=lambda rerun: -problem.costed.time_s[rerun[1]]):
         outputs = [v for v in graph.nodes[k].outputs if not graph.values[v].first_run_only]
-        first, last = rows.gap(t, k, outputs)
         added = sum(graph.values[v].size_bytes for v in outputs)
-        if first < last and rows.bytes[first:last].max() + added > room:
+        if _most_since_last_read(graph, rows, (t, k), outputs) + added > room:
             continue
-        current.remove((t, k))
-        rows = _Rows(graph, current)
-        if rows.bytes.max(initial=0) > room:
-            current.add((t, k))
-            rows = _Rows(graph, current)
+        fewer = current - {(t, k)}
+        without = rows_bytes(problem, fewer)
+        if max(without.values()) <= room:
+            current, rows = fewer, without
     return frozenset(current)
 
 
-def rows_bytes(graph: Graph, reruns: Iterable[Rerun]) -> dict[Rerun, int]:
-    """Memory while each run (t, k) of a schedule runs, static memory not included; (t, t) is a first run."""
-    rows = _Rows(graph, set(reruns))
-    return dict(zip(rows.order, rows.bytes.tolist(), strict=True))
+def _most_since_last_read(graph: Graph, rows: dict[Rerun, int], run: Rerun, outputs: list[int]) -> int:
+    """Most bytes while nothing reads the outputs of a rerun, from their last use before it on."""
+    readers = {user for v in outputs for user in graph.users[v]} | {run[1]}
+    order = list(rows)
+    most = 0
+    for position in range(order.index(run) - 1, -1, -1):
+        if order[position][1] in readers:
+            break
+        most = max(most, rows[order[position]])
+    return most
 
 
-class _Rows:
-    """Memory while each run of a schedule runs, static memory not included."""
-
-    def __init__(self, graph: Graph, reruns: set[Rerun]) -> None:
-        self.graph = graph
-        self.order = sorted([(t, k) for t, k in reruns] + [(t, t) for t in range(len(graph.nodes))])
-        self.position = {run: position for position, run in enumerate(self.order)}
-        count = len(self.order)
-        delta = np.zeros(count + 1, dtype=np.int64)
-        last_use: dict[int, int] = {}
-        lasting = lasting_values(graph)
-        made_at: dict[int, int] = {}
-        temporary = np.zeros(count, dtype=np.int64)
-        for position, (t, k) in enumerate(self.order):
-            node = graph.nodes[k]
-            temporary[position] = node.workspace_bytes
-            for v in node.inputs:
-                last_use[v] = position
-            for v in node.outputs:
-                size = graph.values[v].size_bytes
-                if t != k and graph.values[v].first_run_only:
-                    continue
-                if v in made_at and v in lasting:
-                    temporary[position] += size
-                    continue
-                if v in made_at:
-                    delta[last_use[v] + 1] -= size
-                made_at[v] = last_use[v] = position
-                delta[position] += size
-        for v in made_at:
-            last = count - 1 if graph.values[v].is_held else last_use[v]
-            delta[last + 1] -= graph.values[v].size_bytes
-        self.bytes = np.cumsum(delta[:-1]) + temporary
-
-    def gap(self, t: int, k: int, outputs: list[int]) -> tuple[int, int]:
-        """Positions after the last use of any of the outputs before (t, k), up to (t, k)."""
-        here = self.position[t, k]
-        readers = {user for v in outputs for user in self.graph.users[v]} | {k}
-        position = here - 1
-        while position >= 0 and self.order[position][1] not in readers:
-            position -= 1
-        return position + 1, here
+def rows_bytes(problem: Problem, reruns: Iterable[Rerun]) -> dict[Rerun, int]:
+    """What the judge finds there, static memory not included, while (t, k) runs; (t, t) is a first run."""
+    reruns = list(reruns)
+    order = sorted([*reruns, *((t, t) for t in range(len(problem.costed.graph.nodes)))])
+    trace = simulate(problem, schedule_of(problem.costed.graph, reruns))
+    resident = problem.static.resident_bytes
+    return {run: now - resident for run, now in zip(order, trace.timeline_bytes, strict=True)}

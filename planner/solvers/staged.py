@@ -16,7 +16,8 @@ from planner.simulate import simulate
 from planner.solution import Solution, Status
 from planner.solvers.bounds import least_need_bytes
 from planner.solvers.reruns import Rerun, reruns_of, rows_bytes, schedule_of, without_useless
-from planner.solvers.staged_model import StagedModel, binding_stages
+from planner.solvers.staged_candidates import binding_stages
+from planner.solvers.staged_model import StagedModel
 from planner.solvers.staged_neighbourhoods import Neighbourhoods
 from planner.solvers.staged_rounds import Rounds
 
@@ -95,8 +96,7 @@ class _Search:
         self.deadline = deadline
         self.options = options
         self.abs_gap_s = max(options.gap, _ROUNDING) * problem.costed.step_s
-        room = problem.budget_bytes - problem.static.resident_bytes
-        self.rounds = Rounds(self.graph, room, options.threads)
+        self.rounds = Rounds(problem, options.threads)
         self.around = Neighbourhoods(problem, self.rounds, self.abs_gap_s, random.Random(options.seed))
         self.best: frozenset[Rerun] | None = None
         self.bound_s = problem.costed.step_s
@@ -168,7 +168,7 @@ class _Search:
 
     def _accept(self, reruns: frozenset[Rerun]) -> bool:
         """Keep a choice that fits and is cheaper than the best one."""
-        rows = rows_bytes(self.graph, reruns)
+        rows = rows_bytes(self.problem, reruns)
         if max(rows.values()) > self.rounds.room:
             return False
         reruns = without_useless(self.problem, reruns)

@@ -10,7 +10,8 @@ import numpy as np
 
 from planner.problem import Problem
 from planner.solvers.reruns import Rerun, rows_bytes
-from planner.solvers.staged_model import StagedModel, binding_stages, nearby
+from planner.solvers.staged_candidates import binding_stages, nearby
+from planner.solvers.staged_model import StagedModel
 from planner.solvers.staged_rounds import Rounds
 
 # Seconds of one neighbourhood, and between which of them its size stays.
@@ -69,14 +70,14 @@ class Neighbourhoods:
         """A schedule with less memory above the room, as far as it goes: around where that is worst."""
         room = self.rounds.room
         size, depth, failures = _FIRST_REPAIR, _REPAIR_DEPTH, 0
-        rows = rows_bytes(self.graph, current)
+        rows = rows_bytes(self.problem, current)
         while _excess(rows, room) and time.perf_counter() < deadline and failures < _REPAIRS:
             over = [run for run, bytes_ in rows.items() if bytes_ > room]
             worst = max(over, key=lambda run: rows[run]) if failures == 0 else self.rng.choice(over)
             stages = self._across(worst[0], size, depth)
             free = {run for run in current if run[0] in stages} | {*self.candidates(depth, sorted(stages))}
             answer = self._solve(current, free, elastic=True, deadline=deadline)
-            found = rows if answer is None else rows_bytes(self.graph, answer)
+            found = rows if answer is None else rows_bytes(self.problem, answer)
             if answer is not None and _excess(found, room) < _excess(rows, room):
                 current, rows, failures = answer, found, 0
                 continue

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.graph import Graph
+from planner.problem import Problem
 from planner.solvers.reruns import Rerun, rows_bytes
 from planner.solvers.staged_model import StagedModel
 
@@ -36,14 +36,13 @@ class Rounds:
     """Solves staged models of one graph; rows of reruns that bound once are written into all later models.
 
     Args:
-        graph: the training step.
-        room: bytes, static memory not included.
+        problem: graph, budget.
         threads: of HiGHS.
     """
 
-    def __init__(self, graph: Graph, room: int, threads: int) -> None:
-        self.graph = graph
-        self.room = room
+    def __init__(self, problem: Problem, threads: int) -> None:
+        self.problem = problem
+        self.room = problem.budget_bytes - problem.static.resident_bytes
         self.threads = threads
         self.tight: set[Rerun] = set()
 
@@ -85,11 +84,11 @@ class Rounds:
                 mip = not self._write_first_runs(model)
                 continue
             chosen = model.chosen()
-            over = {run for run, size in rows_bytes(self.graph, chosen).items() if size > self.room}
+            over = {run for run, size in rows_bytes(self.problem, chosen).items() if size > self.room}
             fits = not over or model.elastic
             if fits:
                 answer = chosen
-            fresh = over - model.written
+            fresh = over - set(model.written)
             if fresh:
                 self._write_stages(model, fresh)
             elif fits or not any([model.write_cover(run) for run in over]):
@@ -107,8 +106,8 @@ class Rounds:
 
     def _write_first_runs(self, model: StagedModel) -> bool:
         """Write the worst rows above the room that are not there yet, some in each stretch; were there any?"""
-        units = model.first_run_units(model.model.values)
-        over = units > model.room / model.byte_scale * (1.0 + 1e-9)
+        units = model.first_run_units()
+        over = units > model.room_units * (1.0 + 1e-9)
         over[[t for t, k in model.written if t == k]] = False
         edges = np.flatnonzero(np.diff(np.concatenate(([False], over, [False])).astype(np.int8)))
         worst: set[int] = set()

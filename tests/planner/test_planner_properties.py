@@ -136,6 +136,8 @@ def test_one_byte_beside_a_petabyte(name: str):
     for budget in (peak, peak - 1, peak - 10**15, 10**15 + 3, 5):
         asked = problem(costed, budget)
         solution = solver_named(name, time_limit_s=2.0).solve(asked)
+        if budget == peak and name in ("auto", "eviction", "exhaustive", "retain_all", "staged"):
+            assert solution.time_s == costed.step_s
         if solution.schedule is not None:
             assert simulate(asked, solution.schedule).peak_bytes <= budget
 
