@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch._functorch._aot_autograd.schemas import JointWithDescriptors
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
@@ -269,8 +270,14 @@ def _graph_rows(module: fx.GraphModule) -> list[str]:
             keys[node] = f"take{arguments}"
             continue
         keys[node] = f"n{len(rows)}"
-        rows.append(f"{node.op} {node.target if node.op != 'output' else ''} {arguments} {_layouts(node)}")
+        rows.append(f"{node.op} {_target_words(node)} {arguments} {_layouts(node)}")
     return rows
+
+
+def _target_words(node: fx.Node) -> str:
+    if node.op == "output":
+        return ""
+    return str(node.target) if isinstance(node.target, str | OpOverload) else str(node.target.__name__)
 
 
 class _Key(str):

@@ -11,7 +11,10 @@ RuntimeError
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from planner.solution import Solution
 
 
 class CaptureError(ValueError):
@@ -29,14 +32,26 @@ class InfeasibleError(ValueError):
         budget_bytes: what was asked.
         smallest_feasible_bytes: the smallest budget for which a plan is known.
         owner: the operation at whose time that plan peaks.
+        smallest: the answer for that budget, where a solver gave one.
+        plan: its plan, where the step can be planned; None for a problem alone.
         facts: what else is known of the problem, for ``--json``.
     """
 
-    def __init__(self, message: str, *, budget_bytes: int, smallest_feasible_bytes: int, owner: str) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        budget_bytes: int,
+        smallest_feasible_bytes: int,
+        owner: str,
+        smallest: Solution | None = None,
+    ) -> None:
         super().__init__(message)
         self.budget_bytes = budget_bytes
         self.smallest_feasible_bytes = smallest_feasible_bytes
         self.owner = owner
+        self.smallest = smallest
+        self.plan: Any = None
         self.facts: dict[str, Any] = {}
 
 

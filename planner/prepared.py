@@ -102,5 +102,8 @@ def plan_within(
         solution = solve(problem, time_limit_s=time_limit_s, gap=gap, solver=solver, free_order=free_order)
     except InfeasibleError as error:
         error.facts |= {"solver": solver, **prepared.facts()}
+        if error.smallest is not None:
+            works = dataclasses.replace(problem, budget_bytes=error.smallest_feasible_bytes)
+            error.plan = prepared.answer(works, error.smallest)
         raise
     return prepared.answer(problem, solution)

@@ -65,8 +65,9 @@ def solve(
     solution = chosen.solve(problem)
     if solution.schedule is not None:
         return solution
-    # Without a proof the budget itself is tried once more, with the quick solvers first.
-    fails_bytes = problem.budget_bytes - (solution.status is not Status.INFEASIBLE)
+    # Without a proof the whole way down is searched, as it is for any smaller budget: a budget that one refusal
+    # named is not refused by the next.
+    fails_bytes = problem.budget_bytes if solution.status is Status.INFEASIBLE else -1
     smallest = smallest_budget(
         problem,
         solver,
@@ -130,6 +131,7 @@ def infeasible(
         budget_bytes=problem.budget_bytes,
         smallest_feasible_bytes=smallest.budget_bytes,
         owner=owner,
+        smallest=smallest.solution,
     )
     error.facts = {
         "status": "infeasible" if proven else "not_found",

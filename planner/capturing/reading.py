@@ -60,6 +60,7 @@ class Traced:
         storages: node -> (identity, bytes) of the storage of each tensor that it shows.
         backward: calls traced while backward ran.
         random: calls that draw random numbers.
+        states: a random call that can be replayed -> the call before it that saves the generator's state.
         opaque: calls that may do more than compute their outputs.
         layers: qualified name of the module that each call comes from.
     """
@@ -70,6 +71,7 @@ class Traced:
     storages: Mapping[fx.Node, tuple[tuple[int, int], ...]]
     backward: frozenset[fx.Node]
     random: frozenset[fx.Node]
+    states: Mapping[fx.Node, fx.Node]
     opaque: frozenset[fx.Node]
     layers: Mapping[fx.Node, str]
 
@@ -133,6 +135,7 @@ def read_joint(traced: Traced) -> Reading:
         Graph and the way back.
     """
     needed = _ancestors(f.node for f in traced.outputs if f.node is not None)
+    needed |= {state for call, state in traced.states.items() if call in needed}
     calls = [n for n in traced.module.graph.nodes if n.op == "call_function" and n in needed]
     overwritten = {f.mutated for f in traced.outputs if f.mutated is not None}
     builder = _Builder()
@@ -208,7 +211,8 @@ def _read_call(
     norm in training mode can: its output does not depend on the running statistics.
     """
     reads_overwritten = any(i in overwritten for i in call.all_input_nodes)
-    inputs = dict.fromkeys(v for i in call.all_input_nodes for v in builder.shows.get(i, ()))
+    read = [*call.all_input_nodes, *([traced.states[call]] if call in traced.states else [])]
+    inputs = dict.fromkeys(v for i in read for v in builder.shows.get(i, ()))
     storages = traced.storages[call]
     fresh = {key for key, _ in storages if key not in static and key not in builder.value_of_storage}
     if storages and not fresh:
@@ -234,8 +238,9 @@ def _read_call(
                 )
             )
             builder.owners.append(_owner(call, position, num_tensors=len(storages)))
-        may_repeat = call not in traced.random and call not in traced.opaque
-        may_repeat &= batch_norm or not reads_overwritten
+        is_random = call in traced.random
+        may_repeat = call in traced.states or not is_random
+        may_repeat &= call not in traced.opaque and (batch_norm or not reads_overwritten)
         builder.nodes.append(
             Node(
                 name=call.name,
@@ -245,7 +250,11 @@ def _read_call(
                 outputs=tuple(made),
                 work=work_of(call),
                 can_rematerialize=may_repeat and phase is Phase.FORWARD,
-                keeps_place=not may_repeat,
+                # While it is replayed the generator's present state is put by.
+                workspace_bytes=sum(size for _, size in traced.storages[traced.states[call]])
+                if call in traced.states
+                else 0,
+                keeps_place=is_random or not may_repeat,
                 layer=builder.layer_of(call, traced, inputs),
             )
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._ops import OpOverload
 from torch.fx.node import map_arg
 
 from planner.capturing.reading import Calls
@@ -17,8 +18,8 @@ from planner.measure import PeakMeter
 
 _log = logging.getLogger(__name__)
 
-# Pointwise kernels and copies allocate their outputs and nothing else.
-_WITHOUT_WORKSPACE = ("elementwise", "copy", "view")
+# Copies allocate their outputs and nothing else.
+_WITHOUT_WORKSPACE = ("copy", "view")
 # Kernels that are known to run on zeros. Others may read their inputs as something else than numbers (the packed
 # state of a recurrent layer) and must not be tried.
 _RUN_ON_ZEROS = re.compile(
@@ -56,10 +57,15 @@ def with_workspaces(graph: Graph, calls: Calls) -> tuple[Graph, int]:
         The graph, and how many distinct operations could not be run alone (they count 0).
     """
     known: dict[str, _Allocated | None] = {}
+    numbers: dict[str, int] = {}
     nodes, values = list(graph.nodes), list(graph.values)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         for index, (node, call) in enumerate(zip(graph.nodes, calls, strict=True)):
-            if call is None or (node.work.kind in _WITHOUT_WORKSPACE and "_loss" not in node.op):
+            is_loss = "_loss" in node.op
+            if call is None or (node.work.kind in _WITHOUT_WORKSPACE and not is_loss):
+                continue
+            if node.work.kind == "elementwise" and not is_loss:
+                nodes[index] = dataclasses.replace(node, workspace_bytes=_of_numbers(call, numbers))
                 continue
             key = str((call.target, _layouts(call.args), _layouts(call.kwargs)))
             if key not in known:
@@ -67,11 +73,37 @@ def with_workspaces(graph: Graph, calls: Calls) -> tuple[Graph, int]:
             found = known[key]
             if found is None:
                 continue
-            nodes[index] = dataclasses.replace(node, workspace_bytes=found.workspace_bytes)
+            total = node.workspace_bytes + found.workspace_bytes
+            nodes[index] = dataclasses.replace(node, workspace_bytes=total)
             if len(found.output_bytes) == len(node.outputs):
                 for v, size in zip(node.outputs, found.output_bytes, strict=True):
                     values[v] = dataclasses.replace(values[v], size_bytes=max(size, values[v].size_bytes))
     return Graph(tuple(nodes), tuple(values)), sum(found is None for found in known.values())
+
+
+def _of_numbers(call: fx.Node, known: dict[str, int]) -> int:
+    """Bytes of the numbers that a pointwise kernel wraps as tensors (the 0.9 of a division): a few, of any size.
+
+    Found by running it on tensors of one element.
+    """
+    plain = [a for a in (*call.args, *call.kwargs.values()) if isinstance(a, int | float)]
+    if not plain or not isinstance(call.target, OpOverload):
+        return 0
+
+    def smallest(node: fx.Node) -> Any:
+        val = node.meta.get("val")
+        if not isinstance(val, torch.Tensor):
+            return val
+        return torch.zeros([1] * val.dim(), dtype=val.dtype, device=val.device)
+
+    args, kwargs = map_arg((call.args, call.kwargs), smallest)
+    key = str(
+        (call.target, [(str(a.dtype), a.dim()) if isinstance(a, torch.Tensor) else type(a) for a in args])
+    )
+    if key not in known:
+        found = _measured(call.target, args, kwargs)
+        known[key] = 0 if found is None else found.workspace_bytes
+    return known[key]
 
 
 def _layouts(arguments: Any) -> Any:
@@ -90,16 +122,18 @@ def _layouts(arguments: Any) -> Any:
 
 def _allocated(call: fx.Node) -> _Allocated | None:
     """What one run allocates; None if the operation does not run on zeros."""
-    args = map_arg(call.args, _zeros)
-    kwargs = map_arg(call.kwargs, _zeros)
+    return _measured(call.target, map_arg(call.args, _zeros), map_arg(call.kwargs, _zeros))
+
+
+def _measured(function: Any, args: Any, kwargs: Any) -> _Allocated | None:
     outputs: list[Any] = []
     device = next((t.device for t in _tensors((args, kwargs))), torch.device("cpu"))
     meter = PeakMeter(device)
     try:
         with meter.step() as measured:
-            outputs.append(call.target(*args, **kwargs))  # type: ignore[operator]
+            outputs.append(function(*args, **kwargs))
     except (RuntimeError, IndexError, ValueError, TypeError) as error:
-        _log.debug("workspace of %s is not measured: %s", call.target, error)
+        _log.debug("workspace of %s is not measured: %s", function, error)
         return None
     given = {t.untyped_storage().data_ptr() for t in _tensors((args, kwargs))}
     made = {

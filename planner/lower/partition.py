@@ -11,6 +11,7 @@ from torch.fx.graph import _BoxedCodeGen
 from torch.fx.node import map_arg
 
 from planner.capturing.reading import BATCH_NORM, OutputRole, Reading
+from planner.lower.random_replay import replay
 from planner.schedule import Compute, Free, Instruction, Schedule
 
 # In training mode batch norm's output does not depend on the running statistics that it updates: a second run
@@ -73,7 +74,8 @@ class _Half:
             ):
                 self.here[node] = self._copy(node)
         self.anchor = next(iter(self.graph.nodes), None)
-        self.forward_calls = set(reading.calls[: reading.graph.num_forward])
+        # Calls that ran before, here or in the other half.
+        self.ran = set(reading.calls[: reading.graph.num_forward]) if tangents else set[fx.Node | None]()
 
     def run(self, instructions: Iterable[Instruction]) -> None:
         """Write the calls in order; a freed value is forgotten with all its views."""
@@ -87,7 +89,8 @@ class _Half:
                 mutations = (f.node for f in self.reading.traced.outputs if f.role is OutputRole.MUTATION)
                 self.returned = {node: self.fetch(node) for node in mutations if node is not None}
             else:
-                self.emit(call, again=self.is_backward and call in self.forward_calls)
+                self.emit(call, again=call in self.ran)
+                self.ran.add(call)
 
     def emit(self, call: fx.Node, *, again: bool) -> None:
         """Write one call and, right behind it, the getitems that take its outputs apart."""
@@ -95,6 +98,10 @@ class _Half:
         if again and target is BATCH_NORM:
             target, args, num_outputs = _BATCH_NORM_AGAIN, (*args[:3], *args[5:]), 3
         args, kwargs = map_arg(args, self.fetch), map_arg(call.kwargs, self.fetch)
+        if again and call in self.reading.traced.states:
+            state = self.reading.traced.states[call]
+            kwargs = {**kwargs, "replayed_device": state.args[0]}
+            target, args = replay, (self.fetch(state), target, *args)
         new = self.here[call] = self.graph.create_node("call_function", target, args, kwargs, name=call.name)
         new.meta = dict(call.meta)
         for user in call.users:

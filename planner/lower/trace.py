@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._C import DispatchKey
 from torch._functorch._aot_autograd.descriptors import (
     GradAOTOutput,
     InputMutationAOTOutput,
@@ -24,8 +26,13 @@ from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from planner.capturing.reading import FlatOutput, OutputRole, Traced
 from planner.errors import CaptureError
 from planner.lower.fakes import KnownConstants
+from planner.lower.random_replay import AS_EAGER_DRAWS, STATE, draw_like_sources, draws, save_states
 from planner.step import StepModule
 
+# Operators with Python decompositions that are not what eager runs.
+_TAKEN_APART = re.compile(
+    r"dropout|lstm|gru|rnn_tanh|rnn_relu|_?upsample_\w+|softshrink|hardshrink|matmul|multi\w+_loss\w*"
+)
 _FORWARD_LAYER, _BACKWARD_LAYER = "nn_module_stack", "fwd_nn_module_stack"
 # In a step module the layers of the model have the names that they have in the model.
 _LAYER_OF_STEP = {"": "loss", "model": ""}
@@ -55,8 +62,38 @@ def export_joint(
     Returns:
         The graph, the order of its inputs, and what is needed to compile it.
     """
-    with KnownConstants(), naming_layers(module, root=root):
-        return aot_export_joint_with_descriptors(stack, module, args, kwargs)
+    with KnownConstants(), eager_kernels(), naming_layers(module, root=root):
+        joint = aot_export_joint_with_descriptors(stack, module, args, kwargs, decompositions=AS_EAGER_DRAWS)
+    draw_like_sources(joint.graph_module)
+    save_states(joint.graph_module)
+    return joint
+
+
+@contextmanager
+def eager_kernels() -> Iterator[None]:
+    """Tracing takes operators apart as eager does.
+
+    While torch traces it replaces some composite operators by Python decompositions that compute the same up to
+    rounding (dropout, interpolation, recurrent layers). They are put aside here; those that make an operator
+    without hidden writes of one that has them, such as batch norm's, stay.
+    """
+    hidden: list[tuple[Any, Any, Any]] = []
+    for name in dir(torch.ops.aten):
+        if not _TAKEN_APART.fullmatch(name):
+            continue
+        packet = getattr(torch.ops.aten, name)
+        for overload in packet.overloads():
+            operator = getattr(packet, overload)
+            for key in (DispatchKey.Autograd, DispatchKey.CompositeImplicitAutograd):
+                if key in operator.py_kernels:
+                    hidden.append((operator, key, operator.py_kernels.pop(key)))
+                    operator._dispatch_cache.clear()
+    try:
+        yield
+    finally:
+        for operator, key, kernel in hidden:
+            operator.py_kernels[key] = kernel
+            operator._dispatch_cache.clear()
 
 
 @contextmanager
@@ -129,9 +166,8 @@ def traced_of(module: fx.GraphModule) -> Traced:
         },
         storages={node: _storages(node.meta.get("val")) for node in module.graph.nodes},
         backward=frozenset(n for n in calls if n.meta.get("partitioner_tag") == "is_backward"),
-        random=frozenset(
-            n for n in calls if torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ())
-        ),
+        random=frozenset(n for n in calls if draws(n)),
+        states={n: n.meta[STATE] for n in calls if STATE in n.meta},
         opaque=frozenset(n for n in calls if _is_opaque(n.target)),
         layers={n: _layer(n) for n in calls},
     )
