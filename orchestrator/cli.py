@@ -19,6 +19,7 @@ from orchestrator.job import JobSpec
 from orchestrator.run_folder import RunFolder
 from planner.__main__ import quiet_libraries, show, tell
 from planner.cli.answer import PrepareWorkload, explain_file
+from planner.cli.check import MakeReal, check_command
 from planner.cli.command import plan_command
 from planner.cli.request import AsJson, BudgetText, JobPath, PicturePath
 from planner.errors import InfeasibleError, SolverError
@@ -97,6 +98,12 @@ def _preparing() -> PrepareWorkload:
     from orchestrator.planning import prepare_step
 
     return prepare_step
+
+
+def _checking() -> MakeReal:
+    from orchestrator.planning import check_step
+
+    return check_step
 
 
 @app.command(epilog="Example: lowtide submit deploy/jobs/quickstart.yaml --address http://127.0.0.1:8265")
@@ -221,6 +228,11 @@ app.command(
     "plan",
     epilog="Example: lowtide plan deploy/jobs/quickstart.yaml --budget 70% --hardware h100-sxm --out plan.json",
 )(plan_command(_load_job, _preparing, guard=_answers, show=show, tell=tell))
+
+
+app.command("check", epilog="Example: lowtide check deploy/jobs/quickstart.yaml --budget 70%")(
+    check_command(_load_job, _checking, guard=_answers, show=show, tell=tell)
+)
 
 
 def main() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 
 import torch
 
 from orchestrator.job import JobSpec
 from orchestrator.worker import make_optimizer, make_schedule, with_loss
 from planner import Plan
+from planner.checking.from_file import Checked, checked_workload
 from planner.inputs.workload import Workload
 from planner.lower.fakes import building_without_memory
 from planner.pipeline import plan_prepared, prepare_workload
@@ -41,10 +44,7 @@ def plan_job(job: JobSpec) -> Plan:
 
 def prepare_job(job: JobSpec) -> Prepared[Plan]:
     """The step of each rank of a job, ready to be planned; raises what `plan_job` raises but InfeasibleError."""
-    num_threads = torch.get_num_threads()
-    # Some kernels allocate for each thread: their workspace is measured with as many as a rank will have.
-    torch.set_num_threads(job.train.threads_per_worker)
-    try:
+    with _threads_of(job):
         return prepare_workload(
             job,
             device=job.train.device,
@@ -52,6 +52,15 @@ def prepare_job(job: JobSpec) -> Prepared[Plan]:
             world_size=job.train.workers,
             accumulation=job.train.accumulation,
         )
+
+
+@contextlib.contextmanager
+def _threads_of(job: JobSpec) -> Iterator[None]:
+    """As many threads as a rank will have: some kernels allocate for each."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(job.train.threads_per_worker)
+    try:
+        yield
     finally:
         torch.set_num_threads(num_threads)
 
@@ -59,3 +68,16 @@ def prepare_job(job: JobSpec) -> Prepared[Plan]:
 def prepare_step(workload: Workload) -> Prepared[Plan]:
     """The step of a job's rank, or of a workload that says nothing of training: one rank without accumulation."""
     return prepare_job(workload) if isinstance(workload, JobSpec) else prepare_workload(workload)
+
+
+def check_step(workload: Workload) -> Checked:
+    """The step of one rank that trains alone, built really, with a job's optimizer and micro-batches."""
+    if not isinstance(workload, JobSpec):
+        return checked_workload(workload)
+    with _threads_of(workload):
+        return checked_workload(
+            workload,
+            device=workload.train.device,
+            optimizer=functools.partial(make_optimizer, workload),
+            accumulation=workload.train.accumulation,
+        )

@@ -15,6 +15,11 @@ from planner.graph import Graph
 class CostModel(Protocol):
     """Anything that prices work in seconds."""
 
+    @property
+    def name(self) -> str:
+        """Of the model, for a plan's provenance."""
+        ...
+
     def time_s(self, work: Work) -> float:
         """Seconds that the work takes."""
         ...
@@ -27,10 +32,12 @@ class CostedGraph:
     Attributes:
         graph: the training step.
         time_s: seconds of each node, in the order of ``graph.nodes``.
+        cost_model: name of what priced it, "" where the prices were given.
     """
 
     graph: Graph
     time_s: tuple[float, ...]
+    cost_model: str = ""
 
     def __post_init__(self) -> None:
         if len(self.time_s) != len(self.graph.nodes):
@@ -64,4 +71,6 @@ def annotate(graph: Graph, cost_model: CostModel) -> CostedGraph:
     Returns:
         The graph with seconds.
     """
-    return CostedGraph(graph, tuple(cost_model.time_s(node.work) for node in graph.nodes))
+    return CostedGraph(
+        graph, tuple(cost_model.time_s(node.work) for node in graph.nodes), cost_model=cost_model.name
+    )

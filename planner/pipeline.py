@@ -126,10 +126,9 @@ def prepare(
     static = static_memory(
         captured, model, optimizer=optimizer, world_size=world_size, accumulation=accumulation
     )
-    provenance = Provenance(
+    provenance: dict[str, Any] = dict(
         lowtide_version=importlib.metadata.version("lowtide"),
         hardware=hardware,
-        cost_model=cost_model.name,
         workspace=workspace,
         world_size=world_size,
         accumulation=accumulation,
@@ -233,7 +232,7 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
 
 def _plan_of(
     captured: Captured,
-    provenance: Provenance,
+    provenance: dict[str, Any],
     problem: Problem,
     solution: Solution,
     trace: Trace,
@@ -250,7 +249,7 @@ def _plan_of(
     return Plan(
         graph_hash=graph.digest,
         signature=captured.signature,
-        provenance=provenance,
+        provenance=Provenance(**provenance, cost_model=costed.cost_model),
         status="optimal" if solution.status is Status.OPTIMAL else "feasible",
         solver=solution.solver,
         gap=min(1.0, solution.gap),

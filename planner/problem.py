@@ -95,6 +95,7 @@ class StaticMemory:
         optimizer_bytes: state of the optimizer.
         bucket_bytes: buckets of data-parallel gradients.
         batch_bytes: inputs and targets of one micro-batch.
+        unexplained_bytes: that a measured step took beyond what was predicted for it.
         optimizer_step_peak_bytes: most bytes of the rank during the optimizer's step, all of the above included.
     """
 
@@ -103,6 +104,7 @@ class StaticMemory:
     optimizer_bytes: int = 0
     bucket_bytes: int = 0
     batch_bytes: int = 0
+    unexplained_bytes: int = 0
     optimizer_step_peak_bytes: int = 0
 
     def __post_init__(self) -> None:
@@ -119,6 +121,7 @@ class StaticMemory:
             + self.optimizer_bytes
             + self.bucket_bytes
             + self.batch_bytes
+            + self.unexplained_bytes
         )
 
 

@@ -149,5 +149,6 @@ def _parts(static: StaticMemory) -> str:
         "optimizer state": static.optimizer_bytes,
         "gradient buckets": static.bucket_bytes,
         "batch": static.batch_bytes,
+        "what a measured step took beyond its prediction": static.unexplained_bytes,
     }
     return ", ".join(name for name, size in parts.items() if size)

@@ -13,8 +13,9 @@ from torch._functorch.aot_autograd import aot_compile_joint_with_descriptors
 from planner.capture import device_of, export, input_words, parameter_words, signature_of
 from planner.capturing.reading import read_joint
 from planner.errors import PlanMismatchError
+from planner.lower.executor import Executor, aten
 from planner.lower.fakes import fake_mode_of, fake_module, fake_tree
-from planner.lower.partition import boxed, partition
+from planner.lower.partition import partition
 from planner.lower.trace import TORCH_VERSION, traced_of
 from planner.plan_file import Plan, Signature
 
@@ -22,7 +23,12 @@ Compiled = Callable[[list[torch.Tensor], tuple[Any, ...], dict[str, Any]], Any]
 
 
 def compile_step(
-    model: nn.Module, inputs: Any, plan: Plan, *, replaced: set[str] | None = None
+    model: nn.Module,
+    inputs: Any,
+    plan: Plan,
+    *,
+    executor: Executor = aten,
+    replaced: set[str] | None = None,
 ) -> tuple[list[str], Compiled]:
     """Capture the module once more under fake tensors and compile it under the plan.
 
@@ -30,6 +36,7 @@ def compile_step(
         model: the module that will run; only its shapes are read here.
         inputs: its inputs, as for `planner.capture.capture` without a loss.
         plan: made for this module, batch and torch.
+        executor: makes the function of each half.
         replaced: gets the type names of the outputs that will be None because a graph cannot return them.
 
     Returns:
@@ -55,7 +62,7 @@ def compile_step(
             return partition(reading, schedule)
 
         run = aot_compile_joint_with_descriptors(
-            joint, partition_fn=partition_fn, fw_compiler=boxed, bw_compiler=boxed
+            joint, partition_fn=partition_fn, fw_compiler=executor, bw_compiler=executor
         )
     names = [*joint.params_spec, *joint.buffers_spec]
 

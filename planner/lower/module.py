@@ -10,6 +10,7 @@ from torch import nn
 
 from planner.errors import PlanMismatchError
 from planner.lower.compile import Compiled, check_inputs, compile_step
+from planner.lower.executor import Executor, aten
 from planner.plan_file import Plan
 
 _log = logging.getLogger(__name__)
@@ -24,9 +25,10 @@ class PlannedModule(nn.Module):
     Args:
         model: the module; it shares all its tensors with this one.
         plan: made for it.
+        executor: runs the halves of the step.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan) -> None:
+    def __init__(self, model: nn.Module, plan: Plan, *, executor: Executor = aten) -> None:
         super().__init__()
         # The registries themselves are shared, so that what changes in one module changes in the other.
         self._parameters = model._parameters
@@ -35,6 +37,7 @@ class PlannedModule(nn.Module):
         self.training = model.training
         self.__dict__["_original"] = model
         self.__dict__["plan"] = plan
+        self.__dict__["_executor"] = executor
         self.__dict__["_compiled"] = None
         self.__dict__["_compiled_state"] = None
         self.__dict__["_replaced"] = frozenset[str]()
@@ -64,7 +67,13 @@ class PlannedModule(nn.Module):
         compiled: tuple[list[str], Compiled] | None = self._compiled
         if compiled is None or self._compiled_state != state:
             replaced: set[str] = set()
-            compiled = compile_step(self._original, _inputs(args, kwargs), self.plan, replaced=replaced)
+            compiled = compile_step(
+                self._original,
+                _inputs(args, kwargs),
+                self.plan,
+                executor=self._executor,
+                replaced=replaced,
+            )
             # Once, however often the step is compiled again.
             for name in sorted(replaced - self._replaced):
                 _log.warning("the planned module returns None in place of a %s", name)

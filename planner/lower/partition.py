@@ -169,14 +169,3 @@ def _is_tangent(node: fx.Node) -> bool:
 
 def _is_getitem(node: fx.Node) -> bool:
     return getattr(node.target, "__name__", "") == "getitem"
-
-
-def boxed(gm: fx.GraphModule, example_inputs: Any) -> Any:
-    """The generated code as a function of one list, which it empties as it reads."""
-    forward = gm.forward
-
-    def call(arguments: list[Any]) -> Any:
-        return forward(arguments)
-
-    call._boxed_call = True  # type: ignore[attr-defined]
-    return call

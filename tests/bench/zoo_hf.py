@@ -60,6 +60,15 @@ EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 POSITIONS = ("max_position_embeddings", "n_positions", "max_target_positions", "context_length")
 STAGES = ("depths", "hidden_sizes", "num_block_repeats")
 
+# What a type needs to fit the sizes below.
+OF_ONE_TYPE: Mapping[str, Mapping[str, Any]] = {
+    "codegen": {"n_head": 4},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    "mobilebert": {"num_attention_heads": 4},
+    "reformer": {"axial_pos_embds_dim": (64, 128), "axial_pos_shape": (8, 16)},
+    "squeezebert": {"embedding_size": 192},
+}
+
 DEFAULT_WIDTH = 192
 DEFAULT_HEADS = 6
 DEFAULT_LAYERS = 4
@@ -102,6 +111,7 @@ def hf_step(
         ImportError: transformers is not installed.
     """
     import transformers as hf
+    from huggingface_hub.errors import StrictDataclassError
 
     hf.logging.set_verbosity_error()
     if model_type not in hf.CONFIG_MAPPING:
@@ -112,7 +122,13 @@ def hf_step(
         )
     defaults = hf.CONFIG_MAPPING[model_type]()
     _check_keys(defaults, config, model_type=model_type)
-    small = hf.AutoConfig.for_model(model_type, **_shrunk(defaults, given=config, sizes=sizes))
+    values = _shrunk(defaults, given=config, sizes=sizes)
+    try:
+        small = hf.AutoConfig.for_model(model_type, **values)
+    except (StrictDataclassError, TypeError) as error:
+        raise ValueError(
+            f"no configuration of {model_type!r} has {values}: {error}. Set other entries to fit."
+        ) from error
     model, loss = _model(small)
     inputs, targets = _batch(model, loss, sizes=sizes, generator=generator)
     return model.train(), inputs, targets, loss
@@ -132,20 +148,18 @@ def _check_keys(defaults: Any, given: Mapping[str, Any], *, model_type: str) -> 
 def _shrunk(defaults: Any, *, given: Mapping[str, Any], sizes: Sizes) -> dict[str, Any]:
     """Arguments of a small configuration: what is given, and sizes for the fields that are not."""
     aliases = defaults.attribute_map
-    given = {aliases.get(key, key): value for key, value in given.items()}
-    fields = {
-        key: value
-        for key, value in defaults.to_dict().items()
-        if key in inspect.signature(type(defaults)).parameters or key.endswith("_token_id")
-    }
+    parameters = inspect.signature(type(defaults)).parameters
+    given = {key if key in parameters else aliases.get(key, key): value for key, value in given.items()}
+    given = {**OF_ONE_TYPE.get(defaults.model_type, {}), **given}
+    special = {key: value for key, value in defaults.to_dict().items() if key.endswith("_token_id")}
+    fields = {key: getattr(defaults, key) for key in parameters if hasattr(defaults, key)} | special
     values: dict[str, Any] = {"num_labels": NUM_LABELS} if not defaults.sub_configs else {}
     if isinstance(getattr(defaults, "use_cache", None), bool):
         values["use_cache"] = False
     if defaults.is_encoder_decoder and getattr(defaults, "decoder_start_token_id", None) is None:
         values["decoder_start_token_id"] = 0
-    values |= (
-        _stage_sizes(fields) if any(_is_list(fields.get(key)) for key in STAGES) else _widths(fields, given)
-    )
+    pyramid = any(_is_list(fields.get(key)) for key in STAGES)
+    values |= _stage_sizes(fields, sizes) if pyramid else _widths(fields, given)
     values |= _lengths(fields, sizes) | _tokens(fields, given)
     for key in defaults.sub_configs:
         part = getattr(defaults, key, None)
@@ -159,13 +173,16 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple)
 
 
-def _stage_sizes(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a pyramid of stages: at most two blocks each, of the library's widths."""
-    return {
+def _stage_sizes(fields: Mapping[str, Any], sizes: Sizes) -> dict[str, Any]:
+    """Of a pyramid of stages: at most two blocks each, of the library's widths; windows that fill the last one."""
+    values: dict[str, Any] = {
         key: [min(depth, 2) for depth in fields[key]]
         for key in ("depths", "num_block_repeats")
         if _is_list(fields.get(key))
     }
+    if _is_count(fields.get("window_size")):
+        values["window_size"] = max(1, min(fields["window_size"], sizes.image_size // 32))
+    return values
 
 
 def _widths(fields: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,21 +199,24 @@ def _widths(fields: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
     wanted = {
         **dict.fromkeys((*WIDTHS, *OTHER_WIDTHS), width),
         **dict.fromkeys(HEADS, heads),
-        **dict.fromkeys(KEY_HEADS, key_heads),
         **dict.fromkeys(LAYERS, DEFAULT_LAYERS),
         **dict.fromkeys(INNER_WIDTHS, 4 * width),
         **dict.fromkeys(HEAD_WIDTHS, head_width),
         **dict.fromkeys(EXPERTS, 4),
     }
-    values = {key: value for key, value in wanted.items() if _is_count(fields.get(key))}
-    for key, most in {
+    most = {
         "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        "n_groups": 2 if heads % 2 == 0 else 1,
         "rotary_dim": head_width,
         "output_hidden_size": width,
-    }.items():
-        if _is_count(fields.get(key)):
-            values[key] = min(fields[key], most)
-    return values
+    }
+    return {
+        **{key: value for key, value in wanted.items() if _is_count(fields.get(key))},
+        **{key: min(fields[key], value) for key, value in most.items() if _is_count(fields.get(key))},
+        **{key: key_heads for key in KEY_HEADS if key in fields},
+    }
 
 
 def _is_count(value: Any) -> bool:
@@ -216,7 +236,8 @@ def _lengths(fields: Mapping[str, Any], sizes: Sizes) -> dict[str, Any]:
         values["max_source_positions"] = sizes.sequence_length
     if "num_mel_bins" in fields and "max_length" in fields:
         values["max_length"] = sizes.sequence_length
-    values |= {key: 0.0 for key in fields if key.endswith("layerdrop")}
+    drawn_on_host = ("layerdrop", "mask_time_prob", "mask_feature_prob")
+    values |= {key: 0.0 for key in fields if key.endswith(drawn_on_host)}
     return values | ({"apply_spec_augment": False} if "apply_spec_augment" in fields else {})
 
 
@@ -237,24 +258,25 @@ def _model(config: Any) -> tuple[nn.Module, Loss]:
     """The model with the most specific head that the configuration's type has, and the loss of that head."""
     import transformers as hf
 
-    heads: list[tuple[Any, Any, Loss]] = [
-        (hf.MODEL_FOR_MASKED_LM_MAPPING, hf.AutoModelForMaskedLM, next_token_loss),
-        (hf.MODEL_FOR_CAUSAL_LM_MAPPING, hf.AutoModelForCausalLM, next_token_loss),
-        (hf.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING, hf.AutoModel, contrastive_loss),
-        (hf.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, hf.AutoModelForImageClassification, class_loss),
-        (hf.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING, hf.AutoModelForAudioClassification, class_loss),
+    heads: list[tuple[Any, Loss]] = [
+        (hf.MODEL_FOR_MASKED_LM_MAPPING, next_token_loss),
+        (hf.MODEL_FOR_CAUSAL_LM_MAPPING, next_token_loss),
+        (hf.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING, contrastive_loss),
+        (hf.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, class_loss),
+        (hf.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING, class_loss),
     ]
     if config.is_encoder_decoder:
         heads = [
-            (hf.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, hf.AutoModelForSeq2SeqLM, returned_loss),
-            (hf.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING, hf.AutoModelForSpeechSeq2Seq, returned_loss),
+            (hf.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, returned_loss),
+            (hf.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING, returned_loss),
         ]
     elif getattr(config, "is_decoder", False):
         heads = heads[1:]
-    for mapping, auto, loss in heads:
+    for mapping, loss in [*heads, (hf.MODEL_MAPPING, hidden_loss)]:
         if type(config) in mapping:
-            return auto.from_config(config), loss
-    return hf.AutoModel.from_config(config), hidden_loss
+            found = mapping[type(config)]
+            return (found[0] if _is_list(found) else found)(config), loss
+    raise ValueError(f"transformers has no model for a bare {config.model_type!r}. Take a type of its parts.")
 
 
 def _batch(
@@ -270,9 +292,8 @@ def _batch(
 
     def images(part: Any) -> torch.Tensor:
         size = getattr(part, "image_size", None) or sizes.image_size
-        height, width = size if _is_list(size) else (size, size)
-        channels = getattr(part, "num_channels", 3)
-        return torch.randn(sizes.batch_size, channels, height, width, generator=generator)
+        sides = [size, size] if isinstance(size, int) else [*size]
+        return torch.randn(sizes.batch_size, getattr(part, "num_channels", 3), *sides, generator=generator)
 
     if loss is contrastive_loss:
         return {"input_ids": tokens(), "pixel_values": images(config.vision_config)}, None

@@ -67,7 +67,7 @@ ZOO: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
         "unet": ("own:unet", {"batch_size": 4, "width": 32}),
         "diffusion_unet": ("own:diffusion_unet", {"batch_size": 4, "image_size": 32}),
         "lstm": ("own:lstm", {"batch_size": 8, "sequence_length": 128}),
-        "gru": ("own:gru", {"batch_size": 8, "sequence_length": 128, "tied": True}),
+        "gru": ("own:gru", {"batch_size": 8, "sequence_length": 192, "tied": True}),
         "gpt2": ("hf:gpt2", {}),
         "bert": ("hf:bert", {}),
         "distilbert": ("hf:distilbert", {}),
@@ -95,7 +95,8 @@ def zoo_step(name: str, *, config: Mapping[str, Any] = MappingProxyType({}), see
     Args:
         name: one of ZOO, or "torchvision:NAME", "timm:NAME", "hf:TYPE" with a model_type of transformers.
         config: `batch_size`, `image_size` (pixels a side), `sequence_length` (tokens); the rest goes to the
-            library's builder or configuration. It comes before what ZOO says.
+            library's builder or configuration. It comes before what ZOO says. The few models that exist at one
+            size alone (maxvit_t, crossvit, halonet) need that `image_size`.
         seed: of weights and batch.
 
     Raises:

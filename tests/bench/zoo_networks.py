@@ -11,7 +11,7 @@ from torch import nn
 
 
 class ResidualBlock(nn.Module):
-    """GroupNorm, SiLU and convolution twice, with the time between them and a shortcut around all (Ho et al., 2020)."""
+    """GroupNorm, SiLU and convolution twice, the time added between them, a shortcut around all."""
 
     def __init__(self, inputs: int, outputs: int, *, time_width: int, dropout: float) -> None:
         super().__init__()

@@ -1,0 +1,110 @@
+"""Executors: what turns each half of a partitioned step into a function that runs it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import fx
+
+# A function of one list of tensors, which it empties as it reads.
+Boxed = Callable[[list[Any]], Any]
+
+
+class Executor(Protocol):
+    """Makes the function of one half of the step."""
+
+    def __call__(self, half: fx.GraphModule, example_inputs: Any) -> Boxed:
+        """The half as a function of one list.
+
+        Args:
+            half: forward or backward of `planner.lower.partition.partition`.
+            example_inputs: fake tensors of its inputs.
+        """
+        ...
+
+
+def aten(half: fx.GraphModule, example_inputs: Any) -> Boxed:
+    """Operation by operation, as it is written; every name is dropped after its last use, arguments included."""
+    return marked_boxed(half.forward)
+
+
+def marked_boxed(function: Callable[[list[Any]], Any]) -> Boxed:
+    """A function of one list, known as such to AOTAutograd."""
+
+    def call(arguments: list[Any]) -> Any:
+        return function(arguments)
+
+    call._boxed_call = True  # type: ignore[attr-defined]
+    return call
+
+
+class Timed:
+    """Runs operation by operation and keeps the seconds of each, by the name of its node.
+
+    On the CPU they are seconds of the clock around the call; on CUDA those between two events.
+
+    Attributes:
+        seconds: name -> seconds of each run.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {}
+        self._events: list[tuple[str, Any, Any]] = []
+
+    def __call__(self, half: fx.GraphModule, example_inputs: Any) -> Boxed:
+        """The half, timed."""
+        return marked_boxed(_TimedHalf(half, self).run_boxed)
+
+    def collect(self) -> None:
+        """Wait for the device and keep what its events say."""
+        if self._events:
+            torch.cuda.synchronize()
+        for name, start, end in self._events:
+            self.add(name, start.elapsed_time(end) / 1e3)
+        self._events.clear()
+
+    def add(self, name: str, seconds: float) -> None:
+        """Keep one time."""
+        self.seconds.setdefault(name, []).append(seconds)
+
+    def expect(self, name: str, start: Any, end: Any) -> None:
+        """Keep two events until `collect`."""
+        self._events.append((name, start, end))
+
+
+class _TimedHalf(fx.Interpreter):
+    """One half, interpreted; `name` is written around each call."""
+
+    def __init__(self, half: fx.GraphModule, timed: Timed) -> None:
+        super().__init__(half)
+        self.timed = timed
+        self._name = ""
+
+    def run_boxed(self, arguments: list[Any]) -> Any:
+        """Run with a list of arguments, emptied first."""
+        given = list(arguments)
+        arguments.clear()
+        return self.run(*given)
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Remember whose call is next."""
+        self._name = n.name
+        return super().run_node(n)
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Time one call."""
+        name = self._name
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            out = target(*args, **kwargs)
+            end.record()
+            self.timed.expect(name, start, end)
+            return out
+        begin = time.perf_counter()
+        out = target(*args, **kwargs)
+        self.timed.add(name, time.perf_counter() - begin)
+        return out
