@@ -227,7 +227,31 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         PlanMismatchError: another torch, another device, other parameters.
     """
     check_model(plan, model)
-    return PlannedModule(model, plan)
+    return PlannedModule(model, plan, replan=_replanned)
+
+
+def _replanned(model: nn.Module, inputs: Any, plan: Plan) -> Plan:
+    """A plan for a batch of other sizes, within the same budget and beside the same static memory.
+
+    Raises:
+        InfeasibleError: none fits.
+    """
+    prepared = prepare(model, inputs, hardware=plan.hardware)
+    here = prepared.problem.static
+    elsewhere = plan.static_bytes - plan.parameter_bytes - plan.batch_bytes
+    static = dataclasses.replace(here, unexplained_bytes=elsewhere)
+    problem = dataclasses.replace(prepared.problem, static=static)
+    again = dataclasses.replace(
+        prepared, problem=problem, retained_all=simulate(problem, retain_all_schedule(problem))
+    )
+    return plan_within(
+        again,
+        budget=f"{plan.budget_bytes}B",
+        time_limit_s=_REPLAN_LIMIT_S,
+        gap=_REPLAN_GAP,
+        solver=DEFAULT_SOLVER,
+        free_order=False,
+    )
 
 
 def _plan_of(

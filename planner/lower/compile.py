@@ -15,6 +15,8 @@ from planner.capturing.reading import read_joint
 from planner.errors import PlanMismatchError
 from planner.lower.executor import Executor, aten
 from planner.lower.fakes import fake_mode_of, fake_module, fake_tree
+from planner.lower.other_batch import why_not_smaller
+from planner.lower.out_of_memory import explaining
 from planner.lower.partition import partition
 from planner.lower.trace import TORCH_VERSION, traced_of
 from planner.plan_file import Plan, Signature
@@ -29,6 +31,7 @@ def compile_step(
     *,
     executor: Executor = aten,
     replaced: set[str] | None = None,
+    other_batch: bool = False,
 ) -> tuple[list[str], Compiled]:
     """Capture the module once more under fake tensors and compile it under the plan.
 
@@ -38,6 +41,7 @@ def compile_step(
         plan: made for this module, batch and torch.
         executor: makes the function of each half.
         replaced: gets the type names of the outputs that will be None because a graph cannot return them.
+        other_batch: the inputs may have other sizes, as long as the plan's schedule keeps its peak on them.
 
     Returns:
         Names of the parameters and buffers that the function takes, in order; and a function of those tensors
@@ -50,19 +54,28 @@ def compile_step(
         mode = fake_mode_of(model, inputs)
         fake = fake_module(model, mode, replaced=replaced)
         fake_inputs = fake_tree(inputs, mode)
-        # What the shapes already tell is said in their words, before the capture.
-        check_inputs(plan, inputs)
+        if not other_batch:
+            # What the shapes already tell is said in their words, before the capture.
+            check_inputs(plan, inputs)
         joint = export(stack, fake, fake_inputs)
-        check_signature(plan.signature, signature_of(joint, fake, fake_inputs))
+        found = signature_of(joint, fake, fake_inputs)
         reading = read_joint(traced_of(joint.graph_module))
+        if other_batch:
+            of_batch = {"inputs": plan.signature.inputs, "model_digest": plan.signature.model_digest}
+            found = found.model_copy(update=of_batch)
+            difference = why_not_smaller(plan, reading.graph)
+            if difference:
+                raise PlanMismatchError(f"the batch does not fit the plan: {difference}. Plan for this one.")
+        check_signature(plan.signature, found)
         schedule = plan.schedule_of_model()
 
         def partition_fn(module: Any, joint_inputs: Any, **_: Any) -> Any:
             assert module is joint.graph_module, "the exported graph was changed before the partition"
             return partition(reading, schedule)
 
+        explained = explaining(executor, plan)
         run = aot_compile_joint_with_descriptors(
-            joint, partition_fn=partition_fn, fw_compiler=executor, bw_compiler=executor
+            joint, partition_fn=partition_fn, fw_compiler=explained, bw_compiler=explained
         )
     names = [*joint.params_spec, *joint.buffers_spec]
 

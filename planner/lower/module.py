@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from cost_models.units import format_bytes
+from planner.capture import input_words
 from planner.errors import PlanMismatchError
-from planner.lower.compile import Compiled, check_inputs, compile_step
+from planner.lower.compile import Compiled, compile_step
 from planner.lower.executor import Executor, aten
+from planner.lower.other_batch import only_sizes_differ
 from planner.plan_file import Plan
 
+Replan = Callable[[nn.Module, Any, Plan], Plan]
+# Batches of different sizes whose compiled steps are kept.
+_MOST_COMPILED = 8
 _log = logging.getLogger(__name__)
 
 
@@ -26,9 +34,12 @@ class PlannedModule(nn.Module):
         model: the module; it shares all its tensors with this one.
         plan: made for it.
         executor: runs the halves of the step.
+        replan: ``replan(model, inputs, plan)`` makes a plan for inputs of other sizes within the same budget.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan, *, executor: Executor = aten) -> None:
+    def __init__(
+        self, model: nn.Module, plan: Plan, *, executor: Executor = aten, replan: Replan | None = None
+    ) -> None:
         super().__init__()
         # The registries themselves are shared, so that what changes in one module changes in the other.
         self._parameters = model._parameters
@@ -38,8 +49,8 @@ class PlannedModule(nn.Module):
         self.__dict__["_original"] = model
         self.__dict__["plan"] = plan
         self.__dict__["_executor"] = executor
-        self.__dict__["_compiled"] = None
-        self.__dict__["_compiled_state"] = None
+        self.__dict__["_replan"] = replan
+        self.__dict__["_compiled"] = OrderedDict()
         self.__dict__["_replaced"] = frozenset[str]()
 
     def __getattr__(self, name: str) -> Any:
@@ -50,7 +61,7 @@ class PlannedModule(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the compiled step, which the copy makes again."""
-        return {**self.__dict__, "_compiled": None}
+        return {**self.__dict__, "_compiled": OrderedDict()}
 
     def train(self, mode: bool = True) -> PlannedModule:
         """Set the mode here and in the model."""
@@ -62,26 +73,56 @@ class PlannedModule(nn.Module):
         """The model's outputs."""
         if not (self.training and torch.is_grad_enabled()):
             return self._original(*args, **kwargs)
-        check_inputs(self.plan, _inputs(args, kwargs))
-        state = _state(self._original)
-        compiled: tuple[list[str], Compiled] | None = self._compiled
-        if compiled is None or self._compiled_state != state:
-            replaced: set[str] = set()
-            compiled = compile_step(
-                self._original,
-                _inputs(args, kwargs),
-                self.plan,
-                executor=self._executor,
-                replaced=replaced,
-            )
-            # Once, however often the step is compiled again.
-            for name in sorted(replaced - self._replaced):
-                _log.warning("the planned module returns None in place of a %s", name)
-            self.__dict__["_replaced"] = self._replaced | replaced
-            self.__dict__.update(_compiled=compiled, _compiled_state=state)
-        names, call = compiled
+        inputs = _inputs(args, kwargs)
+        key = (_state(self._original), input_words(inputs))
+        compiled: OrderedDict[Any, tuple[list[str], Compiled]] = self._compiled
+        if key not in compiled:
+            compiled[key] = self._compile(inputs)
+            if len(compiled) > _MOST_COMPILED:
+                compiled.popitem(last=False)
+        compiled.move_to_end(key)
+        names, call = compiled[key]
         tensors = [_tensor(self._original, name) for name in names]
         return call(tensors, args, kwargs)
+
+    def _compile(self, inputs: Any) -> tuple[list[str], Compiled]:
+        """Compile the step for these inputs; the first call must be the plan's, later ones may have other sizes."""
+        planned, found = self.plan.signature.inputs, input_words(inputs)
+        if planned == found or not self._compiled or not only_sizes_differ(planned, found):
+            return self._compiled_with(inputs, self.plan, other_batch=False)
+        try:
+            compiled = self._compiled_with(inputs, self.plan, other_batch=True)
+            how = "it runs the same schedule, within the same peak"
+        except PlanMismatchError as error:
+            if self._replan is None or self.plan.num_loss:
+                raise
+            _log.info("a batch of other sizes is planned anew: %s", error)
+            plan = self._replan(self._original, inputs, self.plan)
+            compiled = self._compiled_with(inputs, plan, other_batch=False)
+            how = f"it is planned anew within the budget, peak {format_bytes(plan.predicted_peak_bytes)}"
+        _log.warning("a batch of other sizes than the plan's (%s): %s", _first_other(planned, found), how)
+        return compiled
+
+    def _compiled_with(self, inputs: Any, plan: Plan, *, other_batch: bool) -> tuple[list[str], Compiled]:
+        replaced: set[str] = set()
+        compiled = compile_step(
+            self._original,
+            inputs,
+            plan,
+            executor=self._executor,
+            replaced=replaced,
+            other_batch=other_batch,
+        )
+        # Once, however often the step is compiled again.
+        for name in sorted(replaced - self._replaced):
+            _log.warning("the planned module returns None in place of a %s", name)
+        self.__dict__["_replaced"] = self._replaced | replaced
+        return compiled
+
+
+def _first_other(planned: Sequence[str], found: Sequence[str]) -> str:
+    old, new = next((a, b) for a, b in zip(planned, found, strict=True) if a != b)
+    return f"{new} in place of {old}"
 
 
 def _state(model: nn.Module) -> tuple[Any, ...]:
