@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.metadata
 from collections.abc import Callable
@@ -21,19 +22,23 @@ from planner.inputs.workload import Workload
 from planner.lower.compile import check_model
 from planner.lower.fakes import building_without_memory
 from planner.lower.module import PlannedModule
+from planner.lower.other_batch import bytes_of
 from planner.plan_file import Plan, Provenance, instructions_of
 from planner.prepared import Prepared, plan_within
 from planner.problem import Budget, Problem
 from planner.schedule import Compute
-from planner.simulate import Trace
+from planner.simulate import Trace, simulate
 from planner.solution import Solution, Status
 from planner.solvers import DEFAULT_SOLVER
+from planner.solvers.retain_all import retain_all_schedule
 from planner.solving import chosen_solver
 from planner.step import StepModule
 from planner.step_table import StepTable
 
 # Kernels can be tried out only where they will run.
 HOST = "host"
+# A batch of other sizes waits for its plan: a good one soon is better than the best one late.
+_REPLAN_LIMIT_S, _REPLAN_GAP = 10.0, 0.01
 
 
 def plan(
@@ -236,10 +241,18 @@ def _replanned(model: nn.Module, inputs: Any, plan: Plan) -> Plan:
     Raises:
         InfeasibleError: none fits.
     """
-    prepared = prepare(model, inputs, hardware=plan.hardware)
+    prepared = prepare(
+        model,
+        inputs,
+        hardware=plan.hardware,
+        world_size=plan.provenance.world_size,
+        accumulation=plan.provenance.accumulation,
+    )
     here = prepared.problem.static
-    elsewhere = plan.static_bytes - plan.parameter_bytes - plan.batch_bytes
-    static = dataclasses.replace(here, unexplained_bytes=elsewhere)
+    # The optimizer's state and what else the plan counted is there for this batch too.
+    counted = here.resident_bytes - here.batch_bytes + bytes_of(plan.signature.inputs)
+    elsewhere = plan.static_bytes - counted
+    static = dataclasses.replace(here, unexplained_bytes=max(0, elsewhere))
     problem = dataclasses.replace(prepared.problem, static=static)
     again = dataclasses.replace(
         prepared, problem=problem, retained_all=simulate(problem, retain_all_schedule(problem))

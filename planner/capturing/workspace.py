@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.fx.node import map_arg
 
 from planner.capturing.reading import Calls
 from planner.graph import Graph
+from planner.lower.recurrent import LSTM_LAYER, lstm_layer
 from planner.measure import PeakMeter
 
 _log = logging.getLogger(__name__)
@@ -25,7 +27,7 @@ _WITHOUT_WORKSPACE = ("copy", "view")
 _RUN_ON_ZEROS = re.compile(
     r"aten\.(convolution|_?scaled_dot_product|_?(native_)?\w*norm|_?(log_|safe_)*softmax|embedding|\w*pool|"
     r"(add|b|add?b)?mm|sum|mean|var|cumsum|sort|topk|nll_loss|upsample|index|scatter|gather|native_dropout|"
-    r"bernoulli|rand|amax|argmax|\w*_loss)\w*"
+    r"bernoulli|rand|amax|argmax|\w*_loss|mkldnn_rnn_layer)\w*"
 )
 
 
@@ -58,6 +60,7 @@ def with_workspaces(graph: Graph, calls: Calls) -> tuple[Graph, int]:
     """
     known: dict[str, _Allocated | None] = {}
     numbers: dict[str, int] = {}
+    true_bytes: dict[fx.Node, int] = {}
     nodes, values = list(graph.nodes), list(graph.values)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         for index, (node, call) in enumerate(zip(graph.nodes, calls, strict=True)):
@@ -69,10 +72,11 @@ def with_workspaces(graph: Graph, calls: Calls) -> tuple[Graph, int]:
                 continue
             key = str((call.target, _layouts(call.args), _layouts(call.kwargs)))
             if key not in known:
-                known[key] = _allocated(call) if _RUN_ON_ZEROS.match(str(call.target)) else None
+                known[key] = _allocated(call, true_bytes) if _RUN_ON_ZEROS.match(str(call.target)) else None
             found = known[key]
             if found is None:
                 continue
+            true_bytes |= _of_unknown_size(call, found)
             total = node.workspace_bytes + found.workspace_bytes
             nodes[index] = dataclasses.replace(node, workspace_bytes=total)
             if len(found.output_bytes) == len(node.outputs):
@@ -120,9 +124,21 @@ def _layouts(arguments: Any) -> Any:
     return map_arg(arguments, words)
 
 
-def _allocated(call: fx.Node) -> _Allocated | None:
+def _of_unknown_size(call: fx.Node, found: _Allocated) -> dict[fx.Node, int]:
+    """What the trace takes for empty although the kernel fills it, an LSTM's state for backward: true bytes."""
+    if call.target is not LSTM_LAYER or len(found.output_bytes) != 4:
+        return {}
+    return {user: found.output_bytes[3] for user in call.users if user.args[1] == 3}
+
+
+def _allocated(call: fx.Node, true_bytes: Mapping[fx.Node, int]) -> _Allocated | None:
     """What one run allocates; None if the operation does not run on zeros."""
-    return _measured(call.target, map_arg(call.args, _zeros), map_arg(call.kwargs, _zeros))
+
+    def zeros(node: fx.Node) -> Any:
+        return torch.zeros(true_bytes[node], dtype=torch.uint8) if node in true_bytes else _zeros(node)
+
+    target = lstm_layer if call.target is LSTM_LAYER else call.target
+    return _measured(target, map_arg(call.args, zeros), map_arg(call.kwargs, zeros))
 
 
 def _measured(function: Any, args: Any, kwargs: Any) -> _Allocated | None:

@@ -74,8 +74,9 @@ def calibrated_plan(
     """
     budget_bytes = prepared.budgeted(budget).budget_bytes
     is_limited = Budget.parse(budget).kind is not BudgetKind.NONE
-    unexplained = 0
-    for rounds in range(1, _MAX_ROUNDS + 1):
+    unexplained, rounds = 0, 0
+    while True:
+        rounds += 1
         corrected = _charged(prepared, unexplained)
         if not is_limited:
             budget_bytes = corrected.retained_all.peak_bytes
@@ -95,18 +96,17 @@ def calibrated_plan(
         running = step.on(PlannedModule(copy.deepcopy(module), plan))
         first = running.measured(seed=0)
         measured = running.measured(seed=1).peak_bytes
-        found = Calibrated(plan, running, first, measured, unexplained, rounds)
-        if measured <= budget_bytes:
-            return found
+        if measured <= budget_bytes or rounds == _MAX_ROUNDS:
+            break
         unexplained += measured - plan.predicted_peak_bytes
-        _log.info("round %d: measured %d of %d bytes", rounds, measured, budget_bytes)
-    _log.warning(
-        "after %d plans the measured peak, %s, is still above the budget of %s",
-        found.rounds,
-        format_bytes(found.measured_peak_bytes),
-        format_bytes(budget_bytes),
-    )
-    return found
+    if measured > budget_bytes:
+        _log.warning(
+            "after %d plans the measured peak, %s, is still above the budget of %s",
+            rounds,
+            format_bytes(measured),
+            format_bytes(budget_bytes),
+        )
+    return Calibrated(plan, running, first, measured, unexplained, rounds)
 
 
 def _charged(prepared: Prepared[Plan], unexplained_bytes: int) -> Prepared[Plan]:

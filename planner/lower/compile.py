@@ -75,7 +75,10 @@ def compile_step(
 
         explained = explaining(executor, plan)
         run = aot_compile_joint_with_descriptors(
-            joint, partition_fn=partition_fn, fw_compiler=explained, bw_compiler=explained
+            joint,
+            partition_fn=partition_fn,
+            fw_compiler=explained,  # pyright: ignore[reportArgumentType]
+            bw_compiler=explained,  # pyright: ignore[reportArgumentType]
         )
     names = [*joint.params_spec, *joint.buffers_spec]
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
+
+import torch
 
 from planner.graph import Graph
 from planner.plan_file import Plan
@@ -26,6 +29,23 @@ def only_sizes_differ(planned: Sequence[str], found: Sequence[str]) -> bool:
     if len(planned) != len(found):
         return False
     return all(_without_sizes(a) == _without_sizes(b) for a, b in zip(planned, found, strict=True))
+
+
+def bytes_of(words: Sequence[str]) -> int:
+    """Bytes of dense tensors with these dtypes and sizes.
+
+    >>> bytes_of(("[0]: float32 [8, 3]", "[1]: int64 [8]"))
+    160
+    """
+    total = 0
+    for leaf in words:
+        match = _SHAPE.match(leaf)
+        if match is not None:
+            dtype = getattr(torch, match["kind"].rpartition(" ")[2])
+            total += (
+                math.prod(int(size) for size in match["sizes"].split(",") if size.strip()) * dtype.itemsize
+            )
+    return total
 
 
 def _without_sizes(words: str) -> tuple[str, ...]:

@@ -35,7 +35,9 @@ class StepOutOfMemoryError(torch.OutOfMemoryError):
         )
         measured = "" if measured_peak_bytes is None else f", measured {format_bytes(measured_peak_bytes)}"
         usable = (
-            "" if usable_bytes is None else f"; this process can have {format_bytes(usable_bytes)} of the device"
+            ""
+            if usable_bytes is None
+            else f"; this process can have {format_bytes(usable_bytes)} of the device"
         )
         super().__init__(
             f"the device is out of memory in spite of the plan: predicted peak "

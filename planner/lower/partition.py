@@ -12,6 +12,7 @@ from torch.fx.node import map_arg
 
 from planner.capturing.reading import BATCH_NORM, OutputRole, Reading
 from planner.lower.random_replay import replay
+from planner.lower.recurrent import LSTM_LAYER, lstm_layer
 from planner.schedule import Compute, Free, Instruction, Schedule
 
 # In training mode batch norm's output does not depend on the running statistics that it updates: a second run
@@ -94,9 +95,12 @@ class _Half:
 
     def emit(self, call: fx.Node, *, again: bool) -> None:
         """Write one call and, right behind it, the getitems that take its outputs apart."""
-        target, args, num_outputs = call.target, call.args, None
+        target: Any = call.target
+        args, num_outputs = call.args, None
         if again and target is BATCH_NORM:
             target, args, num_outputs = _BATCH_NORM_AGAIN, (*args[:3], *args[5:]), 3
+        elif target is LSTM_LAYER:
+            target = lstm_layer
         args, kwargs = map_arg(args, self.fetch), map_arg(call.kwargs, self.fetch)
         if again and call in self.reading.traced.states:
             state = self.reading.traced.states[call]

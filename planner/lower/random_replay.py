@@ -83,7 +83,7 @@ def draws(call: fx.Node) -> bool:
     for position, argument in enumerate(schema.arguments):
         if argument.name in _PROBABILITIES:
             given = call.args[position] if position < len(call.args) else call.kwargs.get(argument.name, 0.0)
-            return given != 0.0
+            return not (isinstance(given, int | float) and given == 0)
     return True
 
 

@@ -27,6 +27,7 @@ from planner.capturing.reading import FlatOutput, OutputRole, Traced
 from planner.errors import CaptureError
 from planner.lower.fakes import KnownConstants
 from planner.lower.random_replay import AS_EAGER_DRAWS, STATE, draw_like_sources, draws, save_states
+from planner.lower.recurrent import recurrent_layers
 from planner.step import StepModule
 
 # Operators with Python decompositions that are not what eager runs.
@@ -62,7 +63,13 @@ def export_joint(
     Returns:
         The graph, the order of its inputs, and what is needed to compile it.
     """
-    with KnownConstants(), eager_kernels(), naming_layers(module, root=root):
+    with (
+        KnownConstants(),
+        eager_kernels(),
+        recurrent_layers(),
+        each_tensor_once(module),
+        naming_layers(module, root=root),
+    ):
         joint = aot_export_joint_with_descriptors(stack, module, args, kwargs, decompositions=AS_EAGER_DRAWS)
     draw_like_sources(joint.graph_module)
     save_states(joint.graph_module)
@@ -94,6 +101,58 @@ def eager_kernels() -> Iterator[None]:
         for operator, key, kernel in hidden:
             operator.py_kernels[key] = kernel
             operator._dispatch_cache.clear()
+
+
+@contextmanager
+def each_tensor_once(module: nn.Module) -> Iterator[None]:
+    """A tied parameter or buffer is one input of the graph traced inside, under the first of its names.
+
+    AOTAutograd makes an input of every name; the gradients of a tied weight would be added when backward has
+    returned, in the order of the names. Inside the graph autograd adds them in the order that eager has.
+    """
+    twins = [*_twins(module, "_parameters"), *_twins(module, "_buffers")]
+    if not twins:
+        yield
+        return
+    outer: list[list[Any]] = []
+
+    def tie(module: nn.Module, args: Any) -> None:
+        outer.append([tensors[name] for tensors, name, _, _ in twins])
+        for tensors, name, first_tensors, first_name in twins:
+            tensors[name] = first_tensors[first_name]
+
+    def untie(module: nn.Module, args: Any, outputs: Any) -> None:
+        for (tensors, name, _, _), tensor in zip(twins, outer.pop(), strict=True):
+            tensors[name] = tensor
+
+    # AOTAutograd asks the module for every name (``remove_duplicate=False``).
+    named_parameters, named_buffers = module.named_parameters, module.named_buffers
+    module.named_parameters = lambda *_, **__: named_parameters()  # type: ignore[method-assign]
+    module.named_buffers = lambda *_, **__: named_buffers()  # type: ignore[method-assign]
+    hooks = (
+        module.register_forward_pre_hook(tie, prepend=True),
+        module.register_forward_hook(untie, always_call=True),
+    )
+    try:
+        yield
+    finally:
+        del module.named_parameters, module.named_buffers
+        for hook in hooks:
+            hook.remove()
+
+
+def _twins(module: nn.Module, registry: str) -> Iterator[tuple[dict[str, Any], str, dict[str, Any], str]]:
+    """(tensors of a module, name, those of the module that has the same tensor first, its name there)."""
+    first: dict[int, tuple[dict[str, Any], str]] = {}
+    for part in module.modules():
+        tensors = getattr(part, registry)
+        for name, tensor in tensors.items():
+            if tensor is None:
+                continue
+            if id(tensor) in first:
+                yield tensors, name, *first[id(tensor)]
+            else:
+                first[id(tensor)] = tensors, name
 
 
 @contextmanager
