@@ -57,8 +57,9 @@ def compile_step(
         if not other_batch:
             # What the shapes already tell is said in their words, before the capture.
             check_inputs(plan, inputs)
-        joint = export(stack, fake, fake_inputs)
-        found = signature_of(joint, fake, fake_inputs)
+        layouts = dict(plan.signature.gradient_layouts)
+        joint = export(stack, fake, fake_inputs, gradients=layouts)
+        found = signature_of(joint, fake, fake_inputs, gradients=layouts)
         reading = read_joint(traced_of(joint.graph_module))
         if other_batch:
             of_batch = {"inputs": plan.signature.inputs, "model_digest": plan.signature.model_digest}
