@@ -90,6 +90,7 @@ def capture(
             root_bytes = scalar.element_size()
             layouts = gradient_layouts(_gradients(reading, loss_reading))
             if layouts:
+                fake_model = fake_module(model, fake_mode)  # the first one has been called
                 joint = export(stack, fake_model, fake_inputs, gradients=layouts)
                 reading = read_joint(traced_of(joint.graph_module))
             graph, calls = stitch(reading, loss_reading, tangents_stay=TANGENTS_STAY)
