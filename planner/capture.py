@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,8 +22,15 @@ from planner.capturing.stitch import stitch
 from planner.errors import CaptureError
 from planner.graph import Graph, digest_of
 from planner.lower.fakes import fake_mode_of, fake_module, fake_tree
-from planner.lower.tangents import Layouts, gradient_layouts
-from planner.lower.trace import TANGENTS_STAY, TORCH_VERSION, export_joint, storage_bytes, traced_of
+from planner.lower.tangents import Layouts, layout_of
+from planner.lower.trace import (
+    TANGENTS_STAY,
+    TORCH_VERSION,
+    export_joint,
+    storage_bytes,
+    tangents_of,
+    traced_of,
+)
 from planner.plan_file import Signature
 
 _HERE = Path(__file__).resolve().parent
@@ -81,14 +87,14 @@ def capture(
         joint = export(stack, fake_model, fake_inputs)
         reading = read_joint(traced_of(joint.graph_module))
         graph, calls = reading.graph, reading.calls
-        layouts: dict[str, str] = {}
+        layouts: Layouts = ()
         if loss is None:
             root_bytes = _scalar(reading).element_size()
         else:
             fake_targets = fake_tree(targets, fake_mode)
             loss_reading, scalar = _read_loss(stack, joint, reading, loss, fake_targets, fake_mode)
             root_bytes = scalar.element_size()
-            layouts = gradient_layouts(_gradients(reading, loss_reading))
+            layouts = _gradient_layouts(reading, loss_reading)
             if layouts:
                 fake_model = fake_module(model, fake_mode)  # the first one has been called
                 joint = export(stack, fake_model, fake_inputs, gradients=layouts)
@@ -108,7 +114,7 @@ def capture(
 
 
 def export(
-    stack: ExitStack, model: nn.Module, inputs: Any, *, gradients: Layouts = MappingProxyType({})
+    stack: ExitStack, model: nn.Module, inputs: Any, *, gradients: Layouts = ()
 ) -> JointWithDescriptors:
     """Export the joint graph of a module; it can be compiled while the stack is open.
 
@@ -116,7 +122,7 @@ def export(
         stack: of what must stay while it is compiled.
         model: with fake parameters.
         inputs: fake ones.
-        gradients: layouts of the gradients of its outputs where they are not the outputs' own.
+        gradients: layouts of the gradients of its outputs; () for the outputs' own.
 
     Raises:
         CaptureError: as in `capture`.
@@ -152,7 +158,7 @@ def signature_of(
         device=device_of(model),
         inputs=input_words(inputs),
         parameters=parameter_words(model),
-        gradient_layouts=tuple(sorted(gradients.items())),
+        gradient_layouts=gradients,
         model_digest=digest_of(_graph_rows(joint.graph_module)),
     )
 
@@ -223,14 +229,19 @@ class _LossModule(nn.Module):
         return self.loss(pytree.tree_unflatten(outputs, self.out_spec), targets)
 
 
-def _gradients(model: Reading, loss: Reading) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Each output of the model with the gradient that the loss gives it."""
+def _gradient_layouts(model: Reading, loss: Reading) -> Layouts:
+    """Layouts of the gradients that the loss gives, () where all are those of the outputs."""
     given = {
         f.index: f.node.meta["val"]
         for f in loss.traced.outputs
-        if f.role is OutputRole.GRADIENT and f.node is not None and f.index is not None
+        if f.role is OutputRole.GRADIENT and f.node is not None
     }
-    return [(model.output_vals[index], gradient) for index, gradient in given.items()]
+    layouts = []
+    for tangent in tangents_of(model.traced.module):
+        gradient = given.get(model.traced.tangents.get(tangent))
+        layout = "" if gradient is None else layout_of(gradient)
+        layouts.append("" if layout == layout_of(tangent.meta["val"]) else layout)
+    return tuple(layouts) if any(layouts) else ()
 
 
 def _read_loss(

@@ -57,7 +57,7 @@ def compile_step(
         if not other_batch:
             # What the shapes already tell is said in their words, before the capture.
             check_inputs(plan, inputs)
-        layouts = dict(plan.signature.gradient_layouts)
+        layouts = plan.signature.gradient_layouts
         joint = export(stack, fake, fake_inputs, gradients=layouts)
         found = signature_of(joint, fake, fake_inputs, gradients=layouts)
         reading = read_joint(traced_of(joint.graph_module))

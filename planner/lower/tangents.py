@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch._functorch._aot_autograd import collect_metadata_analysis, input_output_analysis
+from torch._functorch._aot_autograd import collect_metadata_analysis
 from torch._functorch._aot_autograd.schemas import MemoryFormatMeta
 
 _COERCE = "coerce_tangent_and_suggest_memory_format"
-# (dtype, layout of an output) -> layout of its gradient; layouts as `layout_of` gives them.
-Layouts = Mapping[str, str]
+# Of the gradient of each output of a traced module, as `layout_of` gives it; "" where the guess of torch stands.
+Layouts = tuple[str, ...]
 
 
 def layout_of(tensor: torch.Tensor) -> str:
@@ -52,51 +53,29 @@ def strides_of(layout: str, shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(strides)
 
 
-def gradient_layouts(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, str]:
-    """What to tell `laid_out` for these (output, gradient): only gradients of another layout than the output's.
-
-    Outputs of one dtype and layout whose gradients differ in layout cannot be told apart; they are left to torch.
-    """
-    found: dict[str, set[str]] = {}
-    for output, gradient in pairs:
-        found.setdefault(_key(output), set()).add(layout_of(gradient))
-    return {
-        key: next(iter(layouts))
-        for key, layouts in found.items()
-        if len(layouts) == 1 and "" not in layouts and not key.endswith(f": {next(iter(layouts))}")
-    }
-
-
 @contextmanager
 def laid_out(layouts: Layouts) -> Iterator[None]:
-    """A trace inside takes the gradients of its outputs in these layouts; without one, in that of the output.
+    """A trace inside takes the gradients of its outputs in these layouts; "" leaves one to torch.
 
-    torch copies a gradient that comes in another layout than it was traced with: memory that eager does not take,
-    and sums that round differently.
+    torch guesses that a gradient is laid out like its output, and copies one that comes in another layout: memory
+    that eager does not take, and sums that round differently.
     """
-    original = getattr(collect_metadata_analysis, _COERCE)
-
-    def coerce(x: Any) -> Any:
-        out, meta, updated = original(x)
-        layout = layouts.get(_key(x)) if isinstance(x, torch.Tensor) else None
-        if layout is None or not isinstance(meta, MemoryFormatMeta):
-            return out, meta, updated
-        strides = strides_of(layout, x.shape)
-        made = x.new_empty_strided(tuple(x.shape), strides)
-        return made, MemoryFormatMeta(size=x.size(), stride=strides), True
-
     if not layouts:
         yield
         return
-    modules = (collect_metadata_analysis, input_output_analysis)
-    for module in modules:
-        setattr(module, _COERCE, coerce)
+    guessed = getattr(collect_metadata_analysis, _COERCE)
+    turn = itertools.cycle(layouts)  # the outputs are looked at more than once, always in order
+
+    def known(tensor: torch.Tensor) -> Any:
+        layout = next(turn)
+        if not layout:
+            return guessed(tensor)
+        strides = strides_of(layout, tensor.shape)
+        made = tensor.new_empty_strided(tuple(tensor.shape), strides)
+        return made, MemoryFormatMeta(size=made.size(), stride=strides), True
+
+    setattr(collect_metadata_analysis, _COERCE, known)
     try:
         yield
     finally:
-        for module in modules:
-            setattr(module, _COERCE, original)
-
-
-def _key(output: torch.Tensor) -> str:
-    return f"{str(output.dtype).removeprefix('torch.')}: {layout_of(output)}"
+        setattr(collect_metadata_analysis, _COERCE, guessed)

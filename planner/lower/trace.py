@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -52,7 +51,7 @@ def export_joint(
     kwargs: dict[str, Any],
     *,
     root: str = "",
-    gradients: Layouts = MappingProxyType({}),
+    gradients: Layouts = (),
 ) -> JointWithDescriptors:
     """The joint forward and backward graph of a call of a module, without decompositions.
 
@@ -62,7 +61,7 @@ def export_joint(
         args: fake positional inputs.
         kwargs: fake named inputs.
         root: layer of the calls that lie in no module below this one.
-        gradients: layouts of the gradients of its outputs where they are not the outputs' own.
+        gradients: layouts of the gradients of its outputs; () for the outputs' own.
 
     Returns:
         The graph, the order of its inputs, and what is needed to compile it.
@@ -235,6 +234,12 @@ def traced_of(module: fx.GraphModule) -> Traced:
         opaque=frozenset(n for n in calls if _is_opaque(n.target)),
         layers={n: _layer(n) for n in calls},
     )
+
+
+def tangents_of(module: fx.GraphModule) -> list[fx.Node]:
+    """The placeholders of gradients that come from outside, in order."""
+    nodes = module.graph.nodes
+    return [n for n in nodes if n.op == "placeholder" and isinstance(n.meta["desc"], TangentAOTInput)]
 
 
 def _layer(call: fx.Node) -> str:

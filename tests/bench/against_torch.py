@@ -1,6 +1,6 @@
 """Planned steps beside torch's own ways to need less memory, at equal measured peaks: extra time and peak.
 
-    python -m tests.bench.against_torch                            # eight models; some two hours on two cores
+    python -m tests.bench.against_torch                            # eight models; an hour or two on two cores
     python -m tests.bench.against_torch gpt2 resnet50 --rounds 9 --out results.json --picture picture.png
     python -m tests.bench.against_torch --draw results.json --picture picture.png
 
@@ -189,7 +189,8 @@ def _means(what: str, rows: Sequence[dict[str, Any]]) -> list[str]:
         return []
     theirs = statistics.fmean(row["extra"] for row in rows)
     ours = statistics.fmean(row["ours_extra"] for row in rows)
-    less = f", {1.0 - ours / theirs:.0%} less" if theirs > 0.0 else ""
+    # Of next to nothing a share says nothing.
+    less = f", {1.0 - ours / theirs:.0%} less" if theirs > 0.01 else ""
     return [f"{what}: {len(rows)} cells, mean extra time {theirs:+.1%}, ours {ours:+.1%}{less}"]
 
 

@@ -139,6 +139,52 @@ def test_with_everything_retained_the_predicted_peak_is_that_of_eager():
     assert abs(eager.peak_bytes - plan.predicted_peak_bytes) <= 1024
 
 
+class Pairing(nn.Module):
+    """Similarities of all pairs, scaled by a learnt number (CLIP's head)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.scale = nn.Parameter(torch.tensor(2.7))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.left(x) @ self.right(x).t() * self.scale.exp()
+
+
+def both_ways(similarities: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The second term is differentiated first: the sum of both gradients is laid out like the transposed one."""
+    return F.cross_entropy(similarities, targets) + F.cross_entropy(similarities.t(), targets)
+
+
+def classes_last(similarities: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(similarities.t(), targets)
+
+
+@pytest.mark.parametrize("loss", [both_ways, classes_last])
+def test_a_loss_of_transposed_outputs_gives_the_gradients_of_eager_and_copies_none(loss: Any):
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model, batch = Pairing(), (torch.randn(96, 16), torch.arange(96))
+        eager = run_steps(copy.deepcopy(model), batch, loss)
+        plan = planner.plan(model, batch, loss=loss, budget="none")
+        planned = run_steps(planner.apply(model, plan), batch, loss)
+        assert_equal_steps(eager, planned)
+        # A copy of a gradient would be 36 KiB.
+        assert abs(planned.peak_bytes - plan.predicted_peak_bytes) <= 1024
+
+
+def test_gradients_of_transposed_outputs_are_those_of_eager_for_another_batch_size():
+    torch.manual_seed(0)
+    model = Pairing()
+    plan = planner.plan(model, (torch.randn(96, 16), torch.arange(96)), loss=both_ways, budget="none")
+    planned = planner.apply(copy.deepcopy(model), plan)
+    for rows in (96, 40):
+        batch = torch.randn(rows, 16), torch.arange(rows)
+        assert_equal_steps(
+            run_steps(copy.deepcopy(model), batch, both_ways), run_steps(planned, batch, both_ways)
+        )
+
+
 def test_a_module_that_returns_its_loss_is_planned_without_a_loss_function():
     torch.manual_seed(0)
     module, batch = planner.StepModule(TinyGPT(), token_loss), tokens()
