@@ -17,13 +17,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
+from planner.capturing.kernels import decompositions, in_kernels
 from planner.capturing.reading import Calls, Reading, read_joint
 from planner.capturing.stitch import stitch
 from planner.errors import CaptureError
 from planner.graph import Graph, digest_of
 from planner.lower.fakes import fake_mode_of, fake_module, fake_tree
 from planner.lower.trace import TANGENTS_STAY, TORCH_VERSION, export_joint, storage_bytes, traced_of
-from planner.plan_file import Signature
+from planner.plan_file import ExecutorName, Signature
 
 _HERE = Path(__file__).resolve().parent
 _TORCH = Path(torch.__file__).resolve().parent
@@ -51,18 +52,24 @@ class Captured:
 
 
 def capture(
-    model: nn.Module, batch: Any, *, loss: Callable[[Any, Any], torch.Tensor] | None = None
+    model: nn.Module,
+    batch: Any,
+    *,
+    loss: Callable[[Any, Any], torch.Tensor] | None = None,
+    executor: ExecutorName = "aten",
 ) -> Captured:
     """Trace one training step under fake tensors.
 
     The joint graph comes from AOTAutograd without decompositions, so every operator is the one that eager
-    runs. Parameters may be real, fake, or on the meta device; nothing of their size is allocated.
+    runs. For the executor inductor, operators that it can fuse are taken apart and a node is a fused kernel; the
+    loss runs in eager mode all the same. Parameters may be real, fake, or on the meta device; nothing of their size is allocated.
 
     Args:
         model: the module, in training mode.
         batch: with a loss, a pair (inputs, targets); without one, the inputs. Inputs are a tensor, a sequence
             of positional arguments, or a mapping of named ones.
         loss: ``loss(outputs, targets)`` -> scalar; None if the model returns its loss.
+        executor: that will run the step.
 
     Returns:
         The step as plain data.
@@ -76,9 +83,9 @@ def capture(
         fake_mode = fake_mode_of(model, batch)
         fake_model = fake_module(model, fake_mode)
         fake_inputs = fake_tree(inputs, fake_mode)
-        joint = export(stack, fake_model, fake_inputs)
-        reading = read_joint(traced_of(joint.graph_module))
-        signature = signature_of(joint, fake_model, fake_inputs)
+        joint = export(stack, fake_model, fake_inputs, executor=executor)
+        reading = reading_of(joint, executor=executor)
+        signature = signature_of(joint, fake_model, fake_inputs, reading=reading)
         graph, calls = reading.graph, reading.calls
         if loss is None:
             _check_scalar(reading)
@@ -95,7 +102,9 @@ def capture(
     )
 
 
-def export(stack: ExitStack, model: nn.Module, inputs: Any) -> JointWithDescriptors:
+def export(
+    stack: ExitStack, model: nn.Module, inputs: Any, *, executor: ExecutorName = "aten"
+) -> JointWithDescriptors:
     """Export the joint graph of a module; it can be compiled while the stack is open.
 
     Raises:
@@ -108,9 +117,16 @@ def export(stack: ExitStack, model: nn.Module, inputs: Any) -> JointWithDescript
         )
     args, kwargs = call_arguments(inputs)
     try:
-        return export_joint(stack, model, args, kwargs)
+        parts = decompositions() if executor == "inductor" else {}
+        return export_joint(stack, model, args, kwargs, decompositions=parts)
     except Exception as error:
         raise CaptureError(_explain(error)) from error
+
+
+def reading_of(joint: JointWithDescriptors, *, executor: ExecutorName) -> Reading:
+    """Nodes and values of an exported joint graph: a node is an operation, or a kernel of inductor."""
+    reading = read_joint(traced_of(joint.graph_module))
+    return in_kernels(reading) if executor == "inductor" else reading
 
 
 def call_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -122,15 +138,17 @@ def call_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (inputs,), {}
 
 
-def signature_of(joint: JointWithDescriptors, model: nn.Module, inputs: Any) -> Signature:
-    """What the joint graph was captured from."""
+def signature_of(
+    joint: JointWithDescriptors, model: nn.Module, inputs: Any, *, reading: Reading
+) -> Signature:
+    """What the joint graph was captured from; of fused kernels also which operations are in each."""
     return Signature(
         torch_version=TORCH_VERSION,
         training=model.training,
         device=device_of(model),
         inputs=input_words(inputs),
         parameters=parameter_words(model),
-        model_digest=digest_of(_graph_rows(joint.graph_module)),
+        model_digest=digest_of([*_graph_rows(joint.graph_module), *map(_kernel_row, reading.members)]),
     )
 
 
@@ -272,6 +290,10 @@ def _graph_rows(module: fx.GraphModule) -> list[str]:
         keys[node] = f"n{len(rows)}"
         rows.append(f"{node.op} {_target_words(node)} {arguments} {_layouts(node)}")
     return rows
+
+
+def _kernel_row(members: Calls) -> str:
+    return " ".join(str(call.target) for call in members if call is not None)
 
 
 def _target_words(node: fx.Node) -> str:

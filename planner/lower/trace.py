@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -50,8 +51,9 @@ def export_joint(
     kwargs: dict[str, Any],
     *,
     root: str = "",
+    decompositions: Mapping[Any, Callable[..., Any]] = MappingProxyType({}),
 ) -> JointWithDescriptors:
-    """The joint forward and backward graph of a call of a module, without decompositions.
+    """The joint forward and backward graph of a call of a module.
 
     Args:
         stack: must stay open for as long as the joint graph is compiled.
@@ -59,6 +61,7 @@ def export_joint(
         args: fake positional inputs.
         kwargs: fake named inputs.
         root: layer of the calls that lie in no module below this one.
+        decompositions: operator -> its parts, for those that are to be taken apart.
 
     Returns:
         The graph, the order of its inputs, and what is needed to compile it.
@@ -70,7 +73,7 @@ def export_joint(
         each_tensor_once(module),
         naming_layers(module, root=root),
     ):
-        joint = aot_export_joint_with_descriptors(stack, module, args, kwargs, decompositions=AS_EAGER_DRAWS)
+        joint = aot_export_joint_with_descriptors(stack, module, args, kwargs, decompositions={**decompositions, **AS_EAGER_DRAWS})
     draw_like_sources(joint.graph_module)
     save_states(joint.graph_module)
     return joint
