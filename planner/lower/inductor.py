@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch._guards import tracing
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.graph import _BoxedCodeGen
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
@@ -92,9 +93,7 @@ def _kernel_graph(run: Sequence[fx.Node], inputs: Sequence[fx.Node], outputs: Se
         args, kwargs = map_arg((node.args, node.kwargs), lambda n: new_of[n])
         new_of[node] = graph.create_node("call_function", node.target, args, kwargs, name=f"n_{position}")
         new_of[node].meta["val"] = node.meta["val"]
-    output = graph.output(tuple(new_of[node] for node in outputs))
-    # The next kernel, or eager mode, reads the outputs with the strides of the trace.
-    output.meta["user_visible_output_idxs"] = list(range(len(outputs)))
+    graph.output(tuple(new_of[node] for node in outputs))
     graph.eliminate_dead_code()
     return graph
 
@@ -111,10 +110,16 @@ def _words(graph: fx.Graph) -> str:
 
 def _compiled(kernel: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
     from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.decomposition import select_decomp_table
 
     # Outside of AOTAutograd's trace: it would take the outputs for those of the whole half.
     with tracing(None):
-        run: Any = compile_fx_inner(kernel, inputs)
+        # What is left whole in the joint graph, such as some views, in the operators that the generator knows.
+        parts = make_fx(kernel, decomposition_table=select_decomp_table())(*inputs)
+        output = next(node for node in parts.graph.nodes if node.op == "output")
+        # The next kernel, or eager mode, reads the outputs with the strides of the trace.
+        output.meta["user_visible_output_idxs"] = list(range(len(output.args[0])))
+        run: Any = compile_fx_inner(parts, inputs)
 
     def call(*arguments: Any) -> Any:
         return run(list(arguments))

@@ -66,8 +66,9 @@ class _Half:
         self.here: dict[fx.Node, fx.Node] = {}
         self.taken: list[fx.Node] = []
         self.returned: dict[fx.Node, fx.Node] = {}
-        # Calls of the joint graph that were written since the last kernel began.
-        self.written: list[fx.Node] = []
+        # What was written since the last kernel began: node of the joint graph, node here.
+        self.written: list[tuple[fx.Node, fx.Node]] = []
+        self.num_kernels = 0
         self.owner_of = {node: v for v, node in enumerate(reading.owners)}
         self.shown_by: dict[int, list[fx.Node]] = {}
         for node, values in reading.shows.items():
@@ -102,23 +103,22 @@ class _Half:
 
     def emit_kernel(self, node: int) -> None:
         """Write the calls of one kernel, marked as such; afterwards only what it makes for others is there."""
-        first, outputs = len(self.graph.nodes), {}
-        for v in self.reading.graph.nodes[node].outputs:
-            outputs[self.reading.owners[v]] = self.here.get(self.reading.owners[v])
+        kernel = self.reading.graph.nodes[node]
+        owners = [self.reading.owners[v] for v in kernel.outputs]
+        outputs = {owner: self.here.get(owner) for owner in owners}
         self.written = []
         for call in self.reading.members[node]:
             assert call is not None
             self.emit(call, again=False)
-        for written in self.written:
+        self.num_kernels += 1
+        for written, new in self.written:
+            new.meta[KERNEL] = (kernel.name, self.num_kernels)
             there = outputs.get(written)
             if there is not None:
                 # It is there already: the second one is not made.
                 self.here[written] = there
             elif written not in outputs:
                 self.here.pop(written, None)
-        for new in list(self.graph.nodes)[first:]:
-            if new.op == "call_function":
-                new.meta[KERNEL] = (self.reading.graph.nodes[node].name, first)
 
     def emit(self, call: fx.Node, *, again: bool) -> None:
         """Write one call and, right behind it, the getitems that take its outputs apart."""
@@ -135,7 +135,7 @@ class _Half:
             target, args = replay, (self.fetch(state), target, *args)
         new = self.here[call] = self.graph.create_node("call_function", target, args, kwargs, name=call.name)
         new.meta = dict(call.meta)
-        self.written.append(call)
+        self.written.append((call, new))
         for user in call.users:
             position = user.args[1] if _is_getitem(user) else None
             if user in self.here or not isinstance(position, int):
@@ -145,7 +145,7 @@ class _Half:
             taken = self.graph.create_node("call_function", user.target, (new, position), {}, name=user.name)
             taken.meta = dict(user.meta)
             self.here[user] = taken
-            self.written.append(user)
+            self.written.append((user, taken))
 
     def fetch(self, node: fx.Node) -> fx.Node:
         """The node of this half that stands for a node of the joint graph; views are written on demand."""
@@ -161,7 +161,7 @@ class _Half:
             new = self.graph.create_node("call_function", node.target, args, kwargs, name=node.name)
             new.meta = dict(node.meta)
             self.here[node] = new
-            self.written.append(node)
+            self.written.append((node, new))
         else:
             raise AssertionError(f"{node.name} is read where it is not there")
         return self.here[node]
