@@ -62,7 +62,8 @@ def capture(
 
     The joint graph comes from AOTAutograd without decompositions, so every operator is the one that eager
     runs. For the executor inductor, operators that it can fuse are taken apart and a node is a fused kernel; the
-    loss runs in eager mode all the same. Parameters may be real, fake, or on the meta device; nothing of their size is allocated.
+    loss runs in eager mode all the same. Parameters may be real, fake, or on the meta device; nothing of their size
+    is allocated.
 
     Args:
         model: the module, in training mode.

@@ -96,10 +96,11 @@ def fuse(graph: Graph, loops: Sequence[Loop]) -> Fused:
     """Fuse pointwise operations and reductions, greedily and in the order of the graph.
 
     First, a pointwise result is *inlined* - computed again in each kernel that reads it, never in memory - where
-    that costs no memory: its one reader comes next, or what it is made of takes no more bytes than it. Then each operation that is left joins the kernel of its last input if the loops fit: equal lengths,
-    or a row's reduction and what follows it in the row. Forward and backward are never mixed. A kernel stands where
-    its first operation stood, later only where it takes in the kernel of another input; so the order stays one in
-    which every input is made before it is read.
+    that costs no memory: its one reader comes next, or what it is made of takes no more bytes than it. Then each
+    operation that is left joins the kernel of its last input if the loops fit: equal lengths, or a row's reduction
+    and what follows it in the row. Forward and backward are never mixed. A kernel stands where its first operation
+    stood, later only where it takes in the kernel of another input; so the order stays one in which every input is
+    made before it is read.
 
     Args:
         graph: operations, forward and backward.
@@ -161,7 +162,12 @@ class _Builder:
 
     def _leaves(self, members: Iterable[int]) -> set[int]:
         """Values that these nodes read and that are not inlined."""
-        return {v for m in members for v in self.graph.nodes[m].inputs if self._maker(v) not in self.cones and v not in self._made(members)}
+        return {
+            v
+            for m in members
+            for v in self.graph.nodes[m].inputs
+            if self._maker(v) not in self.cones and v not in self._made(members)
+        }
 
     def _made(self, members: Iterable[int]) -> set[int]:
         return {v for m in members for v in self.graph.nodes[m].outputs}
@@ -172,7 +178,12 @@ class _Builder:
         """Put a node with what is inlined into it in a kernel: that of its last input, or one of its own."""
         node, loop = self.graph.nodes[index], self.loops[index]
         inlined = set().union(*(self.cones.get(self._maker(v), frozenset()) for v in node.inputs))
-        reads = {v for m in (index, *inlined) for v in self.graph.nodes[m].inputs if self._maker(v) not in self.cones}
+        reads = {
+            v
+            for m in (index, *inlined)
+            for v in self.graph.nodes[m].inputs
+            if self._maker(v) not in self.cones
+        }
         new = _Kernel([index], inlined, reads, loop, loop.role is not Role.ALONE)
         sources = sorted({self.kernel_of[self._maker(v)] for v in reads}, reverse=True)
         at = next((k for k in self._candidates(new, sources) if self._may_join(new, k)), None)
@@ -189,7 +200,7 @@ class _Builder:
                 self._merge(source, at)
 
     def _candidates(self, new: _Kernel, sources: list[int]) -> list[int]:
-        """Kernels that a new one may join: that of its last input; a small one also any later one that reads the same."""
+        """Kernels that a new one may join: that of its last input; for a sum any later one that reads the same."""
         latest = sources[0] if sources else -1
         found = [latest] if latest >= 0 else []
         if new.loop.role is Role.REDUCTION:
@@ -202,7 +213,11 @@ class _Builder:
         if not self._alike(new, kernel) or _joint_loop(kernel.loop, new.loop) is None:
             return False
         inside = self._made(kernel.roots)
-        if kernel.loop.reduced is Reduced.OUTER and new.loop.num_read > kernel.loop.num_made and new.reads & inside:
+        if (
+            kernel.loop.reduced is Reduced.OUTER
+            and new.loop.num_read > kernel.loop.num_made
+            and new.reads & inside
+        ):
             return False  # the sum is not there before the kernel has ended
         made_bytes = self._bytes(self._made(new.roots))
         gone = {
@@ -304,7 +319,12 @@ class _Builder:
         return alone or self.graph.values[value].is_held or bool(self.readers.get(value, set()) - {at})
 
     def _node(
-        self, kernel: _Kernel, inside: tuple[int, ...], inputs: list[int], outputs: list[int], values: list[Value]
+        self,
+        kernel: _Kernel,
+        inside: tuple[int, ...],
+        inputs: list[int],
+        outputs: list[int],
+        values: list[Value],
     ) -> Node:
         """One kernel as a node: a roofline over what it reads and writes, and all its arithmetic."""
         last = self.graph.nodes[max(kernel.roots)]

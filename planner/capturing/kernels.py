@@ -1,4 +1,4 @@
-"""The code generator inductor: which operators it takes apart, which calls it fuses, and a reading in its kernels."""
+"""The code generator inductor: what it takes apart, which calls it fuses, and a reading in its kernels."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ def _nll_loss_backward(
 def in_kernels(reading: Reading) -> Reading:
     """The reading with a node for each kernel that inductor makes, and a value for what lies between them."""
     loops = [
-        ALONE if call is None or call in reading.traced.random or call in reading.traced.opaque else loop_of(call)
+        ALONE
+        if call is None or call in reading.traced.random or call in reading.traced.opaque
+        else loop_of(call)
         for call in reading.calls
     ]
     fused = fuse(reading.graph, loops)

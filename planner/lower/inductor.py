@@ -25,7 +25,11 @@ def executor_of(plan: Plan) -> Executor:
 
 
 def inductor(half: fx.GraphModule, example_inputs: Any) -> Boxed:
-    """Kernel by kernel; what stands alone is called as eager mode calls it."""
+    """Kernel by kernel; what stands alone is called as eager mode calls it.
+
+    Raises:
+        CompilerError: there is no compiler for the device.
+    """
     return marked_boxed(with_kernels(half).forward)
 
 
@@ -41,6 +45,10 @@ def with_kernels(half: fx.GraphModule) -> fx.GraphModule:
     Raises:
         CompilerError: there is no compiler for the device.
     """
+    for node in half.graph.nodes:
+        if KERNEL in node.meta:
+            _check_compiler(_device_of(node))
+            break
     compiled: dict[str, Callable[..., Any]] = {}
     graph = fx.Graph()
     new_of: dict[fx.Node, fx.Node] = {}
@@ -58,6 +66,31 @@ def with_kernels(half: fx.GraphModule) -> fx.GraphModule:
     module = fx.GraphModule(half, graph)
     module.recompile()
     return module
+
+
+def _device_of(call: fx.Node) -> str:
+    return next(t.device.type for t in pytree.tree_leaves(call.meta["val"]) if isinstance(t, torch.Tensor))
+
+
+def _check_compiler(device: str) -> None:
+    """Raise CompilerError unless the code generator's compiler for a device is at hand."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+    from torch.utils._triton import has_triton
+
+    if device != "cpu":
+        if not has_triton():
+            raise CompilerError(
+                f"the executor inductor has no Triton for {device}. Install triton, or plan with executor='aten'."
+            )
+        return
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise CompilerError(
+            "the executor inductor finds no C++ compiler. Install g++ or name one in the environment variable CXX, "
+            "or plan with executor='aten'."
+        ) from error
 
 
 def _call_kernel(

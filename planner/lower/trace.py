@@ -73,7 +73,9 @@ def export_joint(
         each_tensor_once(module),
         naming_layers(module, root=root),
     ):
-        joint = aot_export_joint_with_descriptors(stack, module, args, kwargs, decompositions={**decompositions, **AS_EAGER_DRAWS})
+        joint = aot_export_joint_with_descriptors(
+            stack, module, args, kwargs, decompositions={**decompositions, **AS_EAGER_DRAWS}
+        )
     draw_like_sources(joint.graph_module)
     save_states(joint.graph_module)
     return joint
