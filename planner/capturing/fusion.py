@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 from cost_models.work import Work
@@ -81,6 +81,7 @@ class _Kernel:
         reads: values that it reads, makers inside included.
         loop: of all; `num_read` is its longest.
         is_free: it may be fused with others.
+        merged: its operations are in another one now.
     """
 
     roots: list[int]
@@ -89,7 +90,6 @@ class _Kernel:
     loop: Loop
     is_free: bool
     merged: bool = False
-    members: set[int] = field(default_factory=set)
 
 
 def fuse(graph: Graph, loops: Sequence[Loop]) -> Fused:
@@ -279,7 +279,7 @@ class _Builder:
         self._note(at, old)
         for v in old.reads:
             self.readers[v].discard(source)
-        old.merged = True
+        old.merged, old.is_free = True, False
 
     def _note(self, at: int, new: _Kernel) -> None:
         for root in new.roots:

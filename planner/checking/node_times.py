@@ -28,7 +28,8 @@ def with_measured_times(
     """The step priced with what its operations take on this device, on these data.
 
     It runs with everything retained, operation by operation or kernel by kernel; each gets the median of its times.
-    A loss outside of the module is not timed: its operations keep the prices that they have, times the ratio that all others show.
+    A loss outside of the module is not timed: its operations keep the prices that they have, times the ratio that
+    all others show.
 
     Args:
         prepared: the step, priced by any cost model.
