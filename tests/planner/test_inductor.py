@@ -71,7 +71,9 @@ def test_gradients_are_close_to_eager_and_the_peak_is_within_the_budget(name: st
     model, step = step_of(name)
     prepared = prepare(model, (step.inputs, step.targets), loss=step.loss, executor="inductor")
     for budget in ("none", "1KiB"):
-        found = calibrated_plan(prepared, model, step, budget=budget, solver=SolverSpec(time_limit="5s"), tightest=True)
+        found = calibrated_plan(
+            prepared, model, step, budget=budget, solver=SolverSpec(time_limit="5s"), tightest=True
+        )
         check = beside_eager(found, model, step, rounds=1)
         assert check.plan.provenance.executor == "inductor"
         assert check.is_within_budget
