@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from cost_models.units import format_bytes
 from orchestrator import randomness
 from orchestrator.checkpoint import CheckpointError, CheckpointStore
 from orchestrator.data import (
@@ -30,6 +31,7 @@ from orchestrator.metrics import Reporter, StepRecord, finite
 from orchestrator.noise_measurement import NoiseMeasurement
 from orchestrator.ranks import Ranks
 from orchestrator.techniques.schedules import WARMUP_FRACTION, num_warmup_steps
+from planner import Plan
 from planner.inputs.workload import BatchSpec
 from planner.measure import Measurement, PeakMeter, live_tensors
 from planner.step import call_model
@@ -86,6 +88,7 @@ class Trainer:
         step_module: returns the scalar loss; planned, and wrapped for data parallelism.
         plain_module: the same parameters without plan and wrapping; validates.
         model: the part of it whose state is checkpointed.
+        plan: that step_module executes; None for plain training.
     """
 
     job: JobSpec
@@ -99,14 +102,14 @@ class Trainer:
     validation_set: MapDataset
     reporter: Reporter
     store: CheckpointStore
-    predicted_peak_bytes: int | None
+    plan: Plan | None
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
         train = self.job.train
         self.layout = BatchLayout(self.job.micro_batch, train.accumulation, self.ranks.world_size)
         self.stream = SampleStream(len(self.train_set), seed=train.seed, shuffle=train.shuffle)
-        self.warned = False
+        self.warned = self.warned_of_peak = False
         self.meter = PeakMeter(self.ranks.device)
         self.noise = NoiseMeasurement(self.step_module, self.layout)
         self.num_warmup = num_warmup_steps(
@@ -168,7 +171,7 @@ class Trainer:
                 gradient_norm=None if gradient_norm is None else finite(gradient_norm),
                 measured_peak_bytes=max(peaks, default=None),
                 measured_peak_bytes_by_rank=peaks,
-                predicted_peak_bytes=self.predicted_peak_bytes,
+                predicted_peak_bytes=None if self.plan is None else self.plan.predicted_peak_bytes,
                 noise_scale=finite(noise.value),
                 noise_scale_interval=(noise.interval[0], finite(noise.interval[1])),
                 noise_scale_reliable=noise.reliable,
@@ -177,8 +180,24 @@ class Trainer:
             if not math.isfinite(record.loss) and not self.warned:
                 logger.warning("the loss of step %d is not finite; lower the learning rate", record.step)
                 self.warned = True
+            self._warn_of(record.measured_peak_bytes)
             self.reporter.emit(record.to_event())
         return any(row[1] for row in rows)
+
+    def _warn_of(self, peak_bytes: int | None) -> None:
+        """Say once that a step took more than its plan's budget."""
+        if self.plan is None or peak_bytes is None or self.warned_of_peak:
+            return
+        excess = peak_bytes - self.plan.budget_bytes
+        if excess > 0:
+            self.warned_of_peak = True
+            logger.warning(
+                "step %d took %s, %s more than the budget; plan with a budget of %s",
+                self.progress.step,
+                format_bytes(peak_bytes),
+                format_bytes(excess),
+                format_bytes(self.plan.budget_bytes - excess),
+            )
 
     def _zero_gradients(self) -> None:
         """Free the gradients, or keep their memory where micro-batches will add to data-parallel buckets."""

@@ -141,7 +141,8 @@ def _train(
     randomness.seed_all(job.train.seed)
     model = job.build_model(fake=False).to(ranks.device)
     plain_module = with_loss(job, model).train()
-    step_module, predicted_peak_bytes = _planned(plain_module, assignment.plan)
+    plan = None if assignment.plan is None else planner.Plan.from_json(assignment.plan)
+    step_module = plain_module if plan is None else planner.apply(plain_module, plan)
     if world_size > 1:
         step_module = _data_parallel(step_module)
 
@@ -162,7 +163,7 @@ def _train(
         validation_set=validation_set,
         reporter=reporter,
         store=store,
-        predicted_peak_bytes=predicted_peak_bytes,
+        plan=plan,
     )
     _restore(trainer, store, ranks)
     if ranks.is_first:
@@ -220,13 +221,6 @@ def _data_parallel(module: nn.Module) -> nn.Module:
     parameters keeps the buckets; the look costs nothing where the plan's step is one node of autograd.
     """
     return DistributedDataParallel(module, gradient_as_bucket_view=True, find_unused_parameters=True)
-
-
-def _planned(module: nn.Module, plan_json: str | None) -> tuple[nn.Module, int | None]:
-    if plan_json is None:
-        return module, None
-    plan = planner.Plan.from_json(plan_json)
-    return planner.apply(module, plan), plan.predicted_peak_bytes
 
 
 def _restore(trainer: Trainer, store: CheckpointStore, ranks: Ranks) -> None:

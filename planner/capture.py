@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,11 +19,12 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from planner.capturing.kernels import decompositions, in_kernels
-from planner.capturing.reading import Calls, Reading, read_joint
+from planner.capturing.reading import Calls, OutputRole, Reading, read_joint
 from planner.capturing.stitch import stitch
 from planner.errors import CaptureError
 from planner.graph import Graph, digest_of
 from planner.lower.fakes import fake_mode_of, fake_module, fake_tree
+from planner.lower.tangents import Layouts, gradient_layouts
 from planner.lower.trace import TANGENTS_STAY, TORCH_VERSION, export_joint, storage_bytes, traced_of
 from planner.plan_file import ExecutorName, Signature
 
@@ -40,7 +42,7 @@ class Captured:
         signature: what it was captured from.
         parameter_bytes: parameters and buffers.
         trainable_bytes: parameters that get a gradient.
-        batch_bytes: inputs and targets.
+        batch_bytes: inputs, targets, and the gradient of the loss by itself, which autograd holds.
     """
 
     graph: Graph
@@ -86,12 +88,21 @@ def capture(
         fake_inputs = fake_tree(inputs, fake_mode)
         joint = export(stack, fake_model, fake_inputs, executor=executor)
         reading = reading_of(joint, executor=executor)
-        signature = signature_of(joint, fake_model, fake_inputs, reading=reading)
         graph, calls = reading.graph, reading.calls
+        layouts: dict[str, str] = {}
         if loss is None:
-            _check_scalar(reading)
+            root_bytes = _scalar(reading).element_size()
         else:
-            graph, calls = _with_loss(stack, joint, reading, loss, fake_tree(targets, fake_mode), fake_mode)
+            fake_targets = fake_tree(targets, fake_mode)
+            loss_reading, scalar = _read_loss(stack, joint, reading, loss, fake_targets, fake_mode)
+            root_bytes = scalar.element_size()
+            layouts = gradient_layouts(_gradients(reading, loss_reading))
+            if layouts:
+                fake_model = fake_module(model, fake_mode)  # the first one has been called
+                joint = export(stack, fake_model, fake_inputs, gradients=layouts, executor=executor)
+                reading = reading_of(joint, executor=executor)
+            graph, calls = stitch(reading, loss_reading, tangents_stay=TANGENTS_STAY)
+        signature = signature_of(joint, fake_model, fake_inputs, gradients=layouts, reading=reading)
     tensors = dict.fromkeys((*fake_model.parameters(), *fake_model.buffers()))
     return Captured(
         graph=graph,
@@ -99,14 +110,26 @@ def capture(
         signature=signature,
         parameter_bytes=sum(storage_bytes(t) for t in tensors),
         trainable_bytes=sum(p.numel() * p.element_size() for p in fake_model.parameters() if p.requires_grad),
-        batch_bytes=sum(storage_bytes(t) for t in pytree.tree_leaves(batch) if isinstance(t, torch.Tensor)),
+        batch_bytes=sum(storage_bytes(t) for t in pytree.tree_leaves(batch) if isinstance(t, torch.Tensor))
+        + root_bytes,
     )
 
 
 def export(
-    stack: ExitStack, model: nn.Module, inputs: Any, *, executor: ExecutorName = "aten"
+    stack: ExitStack,
+    model: nn.Module,
+    inputs: Any,
+    *,
+    gradients: Layouts = MappingProxyType({}),
+    executor: ExecutorName = "aten",
 ) -> JointWithDescriptors:
     """Export the joint graph of a module; it can be compiled while the stack is open.
+
+    Args:
+        stack: of what must stay while it is compiled.
+        model: with fake parameters.
+        inputs: fake ones.
+        gradients: layouts of the gradients of its outputs where they are not the outputs' own.
 
     Raises:
         CaptureError: as in `capture`.
@@ -119,7 +142,7 @@ def export(
     args, kwargs = call_arguments(inputs)
     try:
         parts = decompositions() if executor == "inductor" else {}
-        return export_joint(stack, model, args, kwargs, decompositions=parts)
+        return export_joint(stack, model, args, kwargs, gradients=gradients, decompositions=parts)
     except Exception as error:
         raise CaptureError(_explain(error)) from error
 
@@ -140,7 +163,7 @@ def call_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def signature_of(
-    joint: JointWithDescriptors, model: nn.Module, inputs: Any, *, reading: Reading
+    joint: JointWithDescriptors, model: nn.Module, inputs: Any, *, gradients: Layouts, reading: Reading
 ) -> Signature:
     """What the joint graph was captured from; of fused kernels also which operations are in each."""
     return Signature(
@@ -149,6 +172,7 @@ def signature_of(
         device=device_of(model),
         inputs=input_words(inputs),
         parameters=parameter_words(model),
+        gradient_layouts=tuple(sorted(gradients.items())),
         model_digest=digest_of([*_graph_rows(joint.graph_module), *map(_kernel_row, reading.members)]),
     )
 
@@ -195,8 +219,8 @@ def _split_batch(batch: Any, *, has_loss: bool) -> tuple[Any, Any]:
     return batch[0], batch[1]
 
 
-def _check_scalar(reading: Reading) -> None:
-    """Without a loss function the model's first differentiable output is the loss."""
+def _scalar(reading: Reading) -> torch.Tensor:
+    """The loss without a loss function: the model's first differentiable output."""
     first = min(reading.traced.tangents.values(), default=None)
     if first is None or reading.output_vals[first].numel() != 1:
         got = "nothing that has a gradient" if first is None else describe(reading.output_vals[first])
@@ -204,6 +228,7 @@ def _check_scalar(reading: Reading) -> None:
             f"without loss= the model must return its loss, a scalar; it returns {got}. "
             "Pass loss=, a function of (outputs, targets)."
         )
+    return reading.output_vals[first]
 
 
 class _LossModule(nn.Module):
@@ -218,15 +243,25 @@ class _LossModule(nn.Module):
         return self.loss(pytree.tree_unflatten(outputs, self.out_spec), targets)
 
 
-def _with_loss(
+def _gradients(model: Reading, loss: Reading) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Each output of the model with the gradient that the loss gives it."""
+    given = {
+        f.index: f.node.meta["val"]
+        for f in loss.traced.outputs
+        if f.role is OutputRole.GRADIENT and f.node is not None and f.index is not None
+    }
+    return [(model.output_vals[index], gradient) for index, gradient in given.items()]
+
+
+def _read_loss(
     stack: ExitStack,
     joint: JointWithDescriptors,
     reading: Reading,
     loss: Callable[[Any, Any], torch.Tensor],
     targets: Any,
     mode: FakeTensorMode,
-) -> tuple[Graph, Calls]:
-    """Put the loss, as eager runs it, between the model's forward and backward."""
+) -> tuple[Reading, torch.Tensor]:
+    """The loss as a function of the model's outputs, as eager runs it; and its value."""
     differentiable = set(reading.traced.tangents.values())
     with mode:
         outputs = [
@@ -250,7 +285,7 @@ def _with_loss(
             f"the loss must be one scalar, got {[describe(v) for v in loss_reading.output_vals]}. "
             "Reduce it, for instance with .mean()."
         )
-    return stitch(reading, loss_reading, tangents_stay=TANGENTS_STAY)
+    return loss_reading, values[0]
 
 
 def _explain(error: Exception, *, part: str = "model") -> str:

@@ -28,6 +28,7 @@ class Signature(_Frozen):
         device: type of the device that the step runs on.
         inputs: "name: dtype [shape]" of every leaf of the model's inputs.
         parameters: the same for every parameter and buffer, with "(frozen)" where no gradient is asked.
+        gradient_layouts: (dtype and layout of an output, layout of its gradient) where the two differ.
         model_digest: SHA-256 of the model's joint graph.
     """
 
@@ -36,6 +37,7 @@ class Signature(_Frozen):
     device: str
     inputs: tuple[str, ...]
     parameters: tuple[str, ...]
+    gradient_layouts: tuple[tuple[str, str], ...] = ()
     model_digest: str
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Mapping
 
 from cost_models.work import Work
@@ -29,7 +30,7 @@ def stitch(model: Reading, loss: Reading, *, tangents_stay: bool) -> tuple[Graph
     model_values: dict[int, int] = {}
     joined.append(model.graph, forward, model_values)
     loss_values: dict[int, int] = {}
-    joined.append(loss.graph, range(len(loss.graph.nodes)), loss_values, phase=Phase.LOSS)
+    joined.append(_as_eager_holds(loss), range(len(loss.graph.nodes)), loss_values, phase=Phase.LOSS)
     gradients = {
         f.index: f.node for f in loss.traced.outputs if f.role is OutputRole.GRADIENT and f.node is not None
     }
@@ -50,6 +51,30 @@ def stitch(model: Reading, loss: Reading, *, tangents_stay: bool) -> tuple[Graph
     graph = Graph(tuple(joined.nodes), tuple(joined.values))
     between = (*loss.calls, *[None] * (len(joined.nodes) - len(model.calls) - len(loss.calls)))
     return graph, (*model.calls[: len(forward)], *between, *model.calls[len(forward) :])
+
+
+def _as_eager_holds(loss: Reading) -> Graph:
+    """The loss's graph with the lifetimes that eager gives its values.
+
+    In forward a function's locals live until it returns; in backward everything that one node of autograd reads or
+    makes on the way lives until that node is done. The last operation of each such group reads it all.
+    """
+    graph = loss.graph
+
+    def node_of_autograd(index: int) -> object:
+        call = loss.calls[index]
+        if graph.nodes[index].phase is not Phase.BACKWARD:
+            return "forward"
+        return index if call is None else ("backward", call.meta.get("seq_nr", index))
+
+    nodes = list(graph.nodes)
+    for _, group in itertools.groupby(range(len(nodes)), key=node_of_autograd):
+        members = list(group)
+        last = nodes[members[-1]]
+        there = [v for index in members for v in (*graph.nodes[index].inputs, *graph.nodes[index].outputs)]
+        held = tuple(v for v in dict.fromkeys((*last.inputs, *there)) if v not in last.outputs)
+        nodes[members[-1]] = dataclasses.replace(last, inputs=held)
+    return Graph(tuple(nodes), graph.values)
 
 
 class _Joined:

@@ -136,10 +136,8 @@ class Running:
         return value
 
     def _empty_gradients(self) -> None:
-        """No gradients, or zeros where they stay between micro-batches."""
         for parameter in self.module.parameters():
-            stays = self.step.accumulation > 1 and parameter.requires_grad
-            parameter.grad = torch.zeros_like(parameter) if stays else None
+            parameter.grad = None
 
 
 def loss_of(outputs: Any) -> torch.Tensor:

@@ -57,10 +57,10 @@ def compile_step(
         if not other_batch:
             # What the shapes already tell is said in their words, before the capture.
             check_inputs(plan, inputs)
-        name = plan.provenance.executor
-        joint = export(stack, fake, fake_inputs, executor=name)
+        layouts, name = dict(plan.signature.gradient_layouts), plan.provenance.executor
+        joint = export(stack, fake, fake_inputs, gradients=layouts, executor=name)
         reading = reading_of(joint, executor=name)
-        found = signature_of(joint, fake, fake_inputs, reading=reading)
+        found = signature_of(joint, fake, fake_inputs, gradients=layouts, reading=reading)
         if other_batch:
             of_batch = {"inputs": plan.signature.inputs, "model_digest": plan.signature.model_digest}
             found = found.model_copy(update=of_batch)

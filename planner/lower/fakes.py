@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.distributed.fsdp import FSDPModule
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
@@ -140,6 +141,10 @@ def fake_module(model: nn.Module, mode: FakeTensorMode, *, replaced: set[str] | 
         if isinstance(tensor, nn.Parameter):
             fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
         memo[id(tensor)] = fake
+    if any(isinstance(part, FSDPModule) for part in model.modules()):
+        raise CaptureError(
+            "the model is sharded already. Plan and apply it first, then call fully_shard on the planned module."
+        )
     try:
         fake = copy.deepcopy(model, memo)
     except Exception as error:

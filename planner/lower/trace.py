@@ -29,6 +29,7 @@ from planner.errors import CaptureError
 from planner.lower.fakes import KnownConstants
 from planner.lower.random_replay import AS_EAGER_DRAWS, STATE, draw_like_sources, draws, save_states
 from planner.lower.recurrent import recurrent_layers
+from planner.lower.tangents import Layouts, laid_out
 from planner.step import StepModule
 
 # Operators with Python decompositions that are not what eager runs.
@@ -51,6 +52,7 @@ def export_joint(
     kwargs: dict[str, Any],
     *,
     root: str = "",
+    gradients: Layouts = MappingProxyType({}),
     decompositions: Mapping[Any, Callable[..., Any]] = MappingProxyType({}),
 ) -> JointWithDescriptors:
     """The joint forward and backward graph of a call of a module.
@@ -61,6 +63,7 @@ def export_joint(
         args: fake positional inputs.
         kwargs: fake named inputs.
         root: layer of the calls that lie in no module below this one.
+        gradients: layouts of the gradients of its outputs where they are not the outputs' own.
         decompositions: operator -> its parts, for those that are to be taken apart.
 
     Returns:
@@ -71,6 +74,7 @@ def export_joint(
         eager_kernels(),
         recurrent_layers(),
         each_tensor_once(module),
+        laid_out(gradients),
         naming_layers(module, root=root),
     ):
         joint = aot_export_joint_with_descriptors(

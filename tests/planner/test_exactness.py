@@ -1,0 +1,125 @@
+"""Equal to eager bit for bit where traces usually are not: recurrent layers, ties, layouts, in-place writes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import planner
+from tests.models import BatchNormNet, TinyGPT, token_loss
+from tests.planner.steps import EQUAL, differences, left_of, planned_within
+
+
+def squared(outputs: Any, _: Any) -> torch.Tensor:
+    return (outputs[0] if isinstance(outputs, tuple) else outputs).square().mean()
+
+
+class Tied(nn.Module):
+    """One weight under three names, one module under two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(16, 16) for _ in range(3))
+        self.again = self.c
+        self.b.weight = self.a.weight
+        self.c.weight = self.a.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.again(self.c(self.b(self.a(x).tanh()).tanh()).tanh())
+
+
+class InPlace(nn.Module):
+    """Writes into views and into their base, expands, returns a view and its base."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 24)
+        self.register_buffer("calls", torch.zeros(3))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        y = self.linear(x) * 1.5
+        left, middle, right = y[:, :8], y[:, 8:16], y[:, 16:]
+        left.add_(middle).mul_(0.5)
+        right[:, ::2] *= 2.0
+        y[0].fill_(0.25)
+        y.relu_()
+        self.calls[1] += 1.0
+        return y, y.t()[3:5], left.expand(2, *left.shape)
+
+
+class Resampled(nn.Module):
+    """Every kind of interpolation, and shrinkage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        z = sum(F.interpolate(y, scale_factor=2, mode=mode) for mode in ("nearest", "bilinear", "bicubic"))
+        assert isinstance(z, torch.Tensor)
+        return F.hardshrink(z) + F.softshrink(z)
+
+
+class Recurrent(nn.Module):
+    """Two layers with dropout between them."""
+
+    def __init__(self, kind: Callable[..., nn.Module], **options: Any) -> None:
+        super().__init__()
+        self.layer = kind(24, 37, 2, dropout=0.1, batch_first=True, **options)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        outputs, state = self.layer(x)
+        return outputs + (state[0] if isinstance(state, tuple) else state).mean()
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "tied three times": (Tied, (64, 16)),
+    "in place": (InPlace, (32, 8)),
+    "interpolation": (Resampled, (2, 3, 12, 12)),
+    "lstm": (lambda: Recurrent(nn.LSTM), (4, 12, 24)),
+    "lstm, both directions": (lambda: Recurrent(nn.LSTM, bidirectional=True), (4, 12, 24)),
+    "gru": (lambda: Recurrent(nn.GRU), (4, 12, 24)),
+    "rnn": (lambda: Recurrent(nn.RNN), (4, 12, 24)),
+}
+
+
+@pytest.mark.parametrize("budget", ["none", "smallest"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_planned_step_equals_eager_bit_for_bit(name: str, budget: str):
+    make, shape = MODELS[name]
+    torch.manual_seed(0)
+    model, batch = make().train(), (torch.randn(shape), None)
+    assert differences(model, batch, squared, planned_within(model, batch, squared, budget)) == EQUAL
+
+
+def test_channels_last_images_and_weights_keep_their_layout():
+    torch.manual_seed(0)
+    model = BatchNormNet().to(memory_format=torch.channels_last)
+    images = torch.randn(8, 3, 24, 24).to(memory_format=torch.channels_last)
+    batch = (images, torch.randint(0, 10, (8,)))
+    plan = planned_within(model, batch, F.cross_entropy, "60% of activations")
+    assert plan.num_rematerialized > 0
+    assert differences(model, batch, F.cross_entropy, plan) == EQUAL
+
+
+def test_forward_and_gradient_hooks_run_once_a_step():
+    torch.manual_seed(0)
+    model = TinyGPT(layers=2)
+    batch = (torch.randint(0, 64, (4, 24)), torch.randint(0, 64, (4, 24)))
+    model.norm.register_forward_hook(lambda module, args, output: output * 1.25)
+    plan = planned_within(model, batch, token_loss, "70% of activations")
+    seen: list[str] = []
+    planned, eager = planner.apply(copy.deepcopy(model), plan), copy.deepcopy(model)
+    for module, who in ((planned, "planned"), (eager, "eager")):
+        module.get_parameter("head.weight").register_hook(lambda g, who=who: seen.append(who))
+        module.register_forward_hook(lambda module, args, output, who=who: seen.append(f"{who} forward"))
+    left = [left_of(module, batch, token_loss, steps=1) for module in (planned, eager)]
+    assert all(torch.equal(a, b) for a, b in zip(*(one.gradients.values() for one in left), strict=True))  # type: ignore[arg-type]
+    assert seen == ["planned forward", "planned", "eager forward", "eager"]
