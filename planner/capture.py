@@ -18,11 +18,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-from planner.capturing.kernels import decompositions, in_kernels
+from planner.capturing.kernels import in_kernels
 from planner.capturing.reading import Calls, OutputRole, Reading, read_joint
 from planner.capturing.stitch import stitch
 from planner.errors import CaptureError
 from planner.graph import Graph, digest_of
+from planner.lower.decompositions import decompositions
 from planner.lower.fakes import fake_mode_of, fake_module, fake_tree
 from planner.lower.tangents import Layouts, gradient_layouts
 from planner.lower.trace import TANGENTS_STAY, TORCH_VERSION, export_joint, storage_bytes, traced_of
