@@ -55,7 +55,8 @@ class Eviction:
             reruns = _Pass(problem, exponents).run(deadline)
             if reruns is None:
                 continue
-            schedule = schedule_of(problem.costed.graph, without_useless(problem, reruns))
+            kept = without_useless(problem, reruns, deadline=deadline)
+            schedule = schedule_of(problem.costed.graph, kept)
             trace = simulate(problem, schedule)
             if trace.peak_bytes <= problem.budget_bytes and (best is None or trace.time_s < best[0]):
                 best = trace.time_s, schedule

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +16,9 @@ from planner.solution import Solution
 from planner.solvers.articulation import has_backward
 from planner.solvers.incumbent import Incumbent
 from planner.solvers.sequences import fixed_values, nodes_to_run
+
+# An order of this many runs is written and replayed in a second, at least.
+_RUNS_PER_S = 30_000
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,17 @@ class Griewank:
         if not has_backward(graph):
             return best.answer()
         for num_snapshots in _counts(graph.num_forward):
-            if best.elapsed_s() >= self.time_limit_s:
+            left_s = self.time_limit_s - best.elapsed_s()
+            if left_s <= 0.0:
                 break
+            # With few snapshots a long chain runs again a number of times that grows with its square.
+            if _forward_steps(graph.num_forward, num_snapshots) > _RUNS_PER_S * left_s:
+                continue
             for carry in (False, True):
-                order = revolve_order(graph, num_snapshots=num_snapshots, carry=carry)
-                best.offer(schedule_of_order(graph, order))
+                deadline = best.start + self.time_limit_s
+                order = revolve_order(graph, num_snapshots=num_snapshots, carry=carry, deadline=deadline)
+                if order is not None:
+                    best.offer(schedule_of_order(graph, order))
         return best.answer()
 
 
@@ -90,7 +100,7 @@ def snapshots_by_step(num_steps: int, *, num_snapshots: int) -> Iterator[tuple[i
         stack.append((middle, last, (*kept, middle)))
 
 
-def revolve_order(graph: Graph, *, num_snapshots: int, carry: bool) -> list[int]:
+def revolve_order(graph: Graph, *, num_snapshots: int, carry: bool, deadline: float) -> list[int] | None:
     """Nodes in the order in which REVOLVE runs them.
 
     Each backward node is put to the last forward node whose outputs it, or a node after it, reads; the backward
@@ -100,9 +110,10 @@ def revolve_order(graph: Graph, *, num_snapshots: int, carry: bool) -> list[int]
         graph: a training step with a backward phase.
         num_snapshots: c.
         carry: what the step before has left and this one reads stays; the published method makes it again.
+        deadline: of `time.perf_counter`.
 
     Returns:
-        Nodes; forward ones may be there several times.
+        Nodes; forward ones may be there several times. None if the time was up.
     """
     cut = graph.num_forward
     steps: list[list[int]] = [[] for _ in range(cut)]
@@ -111,12 +122,18 @@ def revolve_order(graph: Graph, *, num_snapshots: int, carry: bool) -> list[int]
         makers = [graph.values[v].node for v in graph.nodes[node].inputs]
         at = max([at, *(maker for maker in makers if maker < cut)])
         steps[at].insert(0, node)
-    kept_at = {step - 1: kept for step, kept in snapshots_by_step(cut, num_snapshots=num_snapshots)}
+    kept_at: dict[int, tuple[int, ...]] = {}
+    for step, kept in snapshots_by_step(cut, num_snapshots=num_snapshots):
+        if time.perf_counter() > deadline:
+            return None
+        kept_at[step - 1] = kept
     fixed = fixed_values(graph)
     always = {v for v, value in enumerate(graph.values) if value.node >= cut or v in fixed}
     order = list(range(cut))
     there = set(range(len(graph.values)))
     for step in reversed(range(cut)):
+        if time.perf_counter() > deadline:
+            return None
         states = {v for state in kept_at[step] for v in graph.nodes[state - 1].outputs}
         reads = {v for node in steps[step] for v in graph.nodes[node].inputs}
         # The first forward sweep ends with what its last step reads.

@@ -228,6 +228,8 @@ class _Search:
             for part in np.array_split(np.arange(first, stop), min(8, stop - first)):
                 worst.add(int(part[np.argmax(profile_bytes[part])]))
         chosen = sorted(worst, key=lambda t: -profile_bytes[t])[:24]
-        for t in chosen:
+        for count, t in enumerate(chosen):
+            if count and self.remaining_s() <= 0.0:
+                return count
             self.model.add_row(t)
         return len(chosen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterator
 
 import numpy as np
 import pulp
@@ -68,10 +69,25 @@ class MaterializationModel:
 
     def remade(self, k: int, t: int) -> pulp.LpVariable:
         """z_{k,t} with its implications; times between two triggers share one variable."""
+        at = self._trigger(k, t)
+        if (k, at) not in self.z:
+            # Each begun variable waits for those that its implications name, as deep as the step is long.
+            begun = [self._implications(k, at)]
+            while begun:
+                missing = next(begun[-1], None)
+                if missing is None:
+                    begun.pop()
+                else:
+                    begun.append(self._implications(*missing))
+        return self.z[k, at]
+
+    def _trigger(self, k: int, t: int) -> int:
+        """The last trigger of node k up to backward time t."""
         triggers = self.windows.triggers[k]
-        at = triggers[bisect_right(triggers, t) - 1]
-        if (k, at) in self.z:
-            return self.z[k, at]
+        return triggers[bisect_right(triggers, t) - 1]
+
+    def _implications(self, k: int, at: int) -> Iterator[tuple[int, int]]:
+        """Add z_{k,at} with its implications; names each z that one needs and that is still to be added."""
         z = self.z[k, at] = self.model.add_variable(f"z_{k}_{at}", lowBound=0.0, upBound=1.0)
         for v in self.graph.nodes[k].outputs:
             if v not in self.x:
@@ -83,8 +99,10 @@ class MaterializationModel:
             # (4) A dropped value has been made again when a node that reads it has run again.
             for c in self.windows.consumers[v]:
                 if self.windows.triggers[c][0] <= at:
-                    self.model += z + self.x[v] - self.remade(c, at) >= 0
-        return z
+                    needed = c, self._trigger(c, at)
+                    if needed not in self.z:
+                        yield needed
+                    self.model += z + self.x[v] - self.z[needed] >= 0
 
     def add_row(self, t: int) -> None:
         """(5) in forward, (6) in backward: memory at time t is no more than the cap."""

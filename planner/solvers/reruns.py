@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
 from planner.graph import Graph
@@ -43,18 +44,19 @@ def reruns_of(graph: Graph, schedule: Schedule) -> frozenset[Rerun] | None:
     return frozenset(reruns) if first == len(graph.nodes) else None
 
 
-def without_useless(problem: Problem, reruns: frozenset[Rerun]) -> frozenset[Rerun]:
+def without_useless(problem: Problem, reruns: frozenset[Rerun], *, deadline: float) -> frozenset[Rerun]:
     """Leave out what nothing reads, and what can stay in memory instead within the budget.
 
     Args:
         problem: graph, seconds, budget.
         reruns: of a schedule that can be executed.
+        deadline: of `time.perf_counter`; what was not tried by then stays.
 
     Returns:
         A subset that can be executed; its peak is within the budget if that of `reruns` was.
     """
     kept = _read_by_something(problem.costed.graph, reruns)
-    return _retained_instead(problem, kept)
+    return _retained_instead(problem, kept, deadline=deadline)
 
 
 def _read_by_something(graph: Graph, reruns: frozenset[Rerun]) -> frozenset[Rerun]:
@@ -77,12 +79,14 @@ def _read_by_something(graph: Graph, reruns: frozenset[Rerun]) -> frozenset[Reru
     return frozenset(kept)
 
 
-def _retained_instead(problem: Problem, reruns: frozenset[Rerun]) -> frozenset[Rerun]:
+def _retained_instead(problem: Problem, reruns: frozenset[Rerun], *, deadline: float) -> frozenset[Rerun]:
     """Drop reruns one by one, the dearest first, where keeping their outputs from the run before fits."""
     graph = problem.costed.graph
     room = problem.budget_bytes - problem.static.resident_bytes
     current, rows = set(reruns), rows_bytes(problem, reruns)
     for t, k in sorted(reruns, key=lambda rerun: -problem.costed.time_s[rerun[1]]):
+        if time.perf_counter() > deadline:
+            break
         outputs = [v for v in graph.nodes[k].outputs if not graph.values[v].first_run_only]
         added = sum(graph.values[v].size_bytes for v in outputs)
         if _most_since_last_read(graph, rows, (t, k), outputs) + added > room:

@@ -171,7 +171,7 @@ class _Search:
         rows = rows_bytes(self.problem, reruns)
         if max(rows.values()) > self.rounds.room:
             return False
-        reruns = without_useless(self.problem, reruns)
+        reruns = without_useless(self.problem, reruns, deadline=self.deadline)
         if self.best is None or self.extra_s(reruns) < self.extra_s(self.best) * (1.0 - 1e-12):
             self.best = reruns
         return True

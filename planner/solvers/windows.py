@@ -168,9 +168,6 @@ class Windows:
 
 def _bits(mask: int, *, offset: int) -> tuple[int, ...]:
     """Positions of the set bits, plus an offset."""
-    positions = []
-    while mask:
-        low = mask & -mask
-        positions.append(low.bit_length() - 1 + offset)
-        mask ^= low
-    return tuple(positions)
+    octets = np.frombuffer(mask.to_bytes(-(-mask.bit_length() // 8), "little"), dtype=np.uint8)
+    positions = np.flatnonzero(np.unpackbits(octets, bitorder="little"))
+    return tuple((positions + offset).tolist())

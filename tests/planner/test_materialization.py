@@ -174,3 +174,10 @@ def test_a_tenth_of_a_second_gives_a_status_and_no_wrong_plan():
     assert isinstance(solution.status, Status)
     if solution.schedule is not None:
         assert simulate(asked, solution.schedule).peak_bytes <= asked.budget_bytes
+
+
+def test_a_chain_of_a_thousand_nodes_is_written_without_a_recursion_error():
+    # Dropping everything, each value of the chain waits for the next: as deep as the chain is long.
+    costed = priced(chain([1] * 1100), seed=0)
+    schedule, trace = Materialization(time_limit_s=0.5, threads=1).smallest_peak(problem(costed, 0))
+    assert trace == simulate(problem(costed, 0), schedule)
