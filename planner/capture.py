@@ -17,10 +17,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
+from planner.capturing.kernels import in_kernels
 from planner.capturing.reading import Calls, OutputRole, Reading, read_joint
 from planner.capturing.stitch import stitch
 from planner.errors import CaptureError
 from planner.graph import Graph, digest_of
+from planner.lower.decompositions import decompositions
 from planner.lower.fakes import fake_mode_of, fake_module, fake_tree
 from planner.lower.tangents import Layouts, layout_of
 from planner.lower.trace import (
@@ -31,7 +33,7 @@ from planner.lower.trace import (
     tangents_of,
     traced_of,
 )
-from planner.plan_file import Signature
+from planner.plan_file import ExecutorName, Signature
 
 _HERE = Path(__file__).resolve().parent
 _TORCH = Path(torch.__file__).resolve().parent
@@ -59,18 +61,25 @@ class Captured:
 
 
 def capture(
-    model: nn.Module, batch: Any, *, loss: Callable[[Any, Any], torch.Tensor] | None = None
+    model: nn.Module,
+    batch: Any,
+    *,
+    loss: Callable[[Any, Any], torch.Tensor] | None = None,
+    executor: ExecutorName = "aten",
 ) -> Captured:
     """Trace one training step under fake tensors.
 
     The joint graph comes from AOTAutograd without decompositions, so every operator is the one that eager
-    runs. Parameters may be real, fake, or on the meta device; nothing of their size is allocated.
+    runs. For the executor inductor, operators that it can fuse are taken apart and a node is a fused kernel; the
+    loss runs in eager mode all the same. Parameters may be real, fake, or on the meta device; nothing of their size
+    is allocated.
 
     Args:
         model: the module, in training mode.
         batch: with a loss, a pair (inputs, targets); without one, the inputs. Inputs are a tensor, a sequence
             of positional arguments, or a mapping of named ones.
         loss: ``loss(outputs, targets)`` -> scalar; None if the model returns its loss.
+        executor: that will run the step.
 
     Returns:
         The step as plain data.
@@ -84,8 +93,8 @@ def capture(
         fake_mode = fake_mode_of(model, batch)
         fake_model = fake_module(model, fake_mode)
         fake_inputs = fake_tree(inputs, fake_mode)
-        joint = export(stack, fake_model, fake_inputs)
-        reading = read_joint(traced_of(joint.graph_module))
+        joint = export(stack, fake_model, fake_inputs, executor=executor)
+        reading = reading_of(joint, executor=executor)
         graph, calls = reading.graph, reading.calls
         layouts: Layouts = ()
         if loss is None:
@@ -97,10 +106,10 @@ def capture(
             layouts = _gradient_layouts(reading, loss_reading)
             if layouts:
                 fake_model = fake_module(model, fake_mode)  # the first one has been called
-                joint = export(stack, fake_model, fake_inputs, gradients=layouts)
-                reading = read_joint(traced_of(joint.graph_module))
+                joint = export(stack, fake_model, fake_inputs, gradients=layouts, executor=executor)
+                reading = reading_of(joint, executor=executor)
             graph, calls = stitch(reading, loss_reading, tangents_stay=TANGENTS_STAY)
-        signature = signature_of(joint, fake_model, fake_inputs, gradients=layouts)
+        signature = signature_of(joint, fake_model, fake_inputs, gradients=layouts, reading=reading)
     tensors = dict.fromkeys((*fake_model.parameters(), *fake_model.buffers()))
     return Captured(
         graph=graph,
@@ -114,7 +123,12 @@ def capture(
 
 
 def export(
-    stack: ExitStack, model: nn.Module, inputs: Any, *, gradients: Layouts = ()
+    stack: ExitStack,
+    model: nn.Module,
+    inputs: Any,
+    *,
+    gradients: Layouts = (),
+    executor: ExecutorName = "aten",
 ) -> JointWithDescriptors:
     """Export the joint graph of a module; it can be compiled while the stack is open.
 
@@ -134,9 +148,16 @@ def export(
         )
     args, kwargs = call_arguments(inputs)
     try:
-        return export_joint(stack, model, args, kwargs, gradients=gradients)
+        parts = decompositions() if executor == "inductor" else {}
+        return export_joint(stack, model, args, kwargs, gradients=gradients, decompositions=parts)
     except Exception as error:
         raise CaptureError(_explain(error)) from error
+
+
+def reading_of(joint: JointWithDescriptors, *, executor: ExecutorName) -> Reading:
+    """Nodes and values of an exported joint graph: a node is an operation, or a kernel of inductor."""
+    reading = read_joint(traced_of(joint.graph_module))
+    return in_kernels(reading) if executor == "inductor" else reading
 
 
 def call_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -149,9 +170,9 @@ def call_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def signature_of(
-    joint: JointWithDescriptors, model: nn.Module, inputs: Any, *, gradients: Layouts
+    joint: JointWithDescriptors, model: nn.Module, inputs: Any, *, gradients: Layouts, reading: Reading
 ) -> Signature:
-    """What the joint graph was captured from."""
+    """What the joint graph was captured from; of fused kernels also which operations are in each."""
     return Signature(
         torch_version=TORCH_VERSION,
         training=model.training,
@@ -159,7 +180,7 @@ def signature_of(
         inputs=input_words(inputs),
         parameters=parameter_words(model),
         gradient_layouts=gradients,
-        model_digest=digest_of(_graph_rows(joint.graph_module)),
+        model_digest=digest_of([*_graph_rows(joint.graph_module), *map(_kernel_row, reading.members)]),
     )
 
 
@@ -317,6 +338,10 @@ def _graph_rows(module: fx.GraphModule) -> list[str]:
         keys[node] = f"n{len(rows)}"
         rows.append(f"{node.op} {_target_words(node)} {arguments} {_layouts(node)}")
     return rows
+
+
+def _kernel_row(members: Calls) -> str:
+    return " ".join(str(call.target) for call in members if call is not None)
 
 
 def _target_words(node: fx.Node) -> str:

@@ -6,6 +6,7 @@ ValueError
 └── PlanMismatchError   the plan was made for another model, batch or torch
 
 RuntimeError
+├── CompilerError       the executor has no compiler for the device
 └── SolverError         a solver itself failed
 """
 
@@ -53,6 +54,10 @@ class InfeasibleError(ValueError):
         self.smallest = smallest
         self.plan: Any = None
         self.facts: dict[str, Any] = {}
+
+
+class CompilerError(RuntimeError):
+    """The executor cannot compile for the device; the message says what to install or to ask for."""
 
 
 class SolverError(RuntimeError):

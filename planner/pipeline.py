@@ -23,7 +23,7 @@ from planner.lower.compile import check_model
 from planner.lower.fakes import building_without_memory
 from planner.lower.module import PlannedModule
 from planner.lower.other_batch import bytes_of
-from planner.plan_file import Plan, Provenance, instructions_of
+from planner.plan_file import ExecutorName, Plan, Provenance, instructions_of
 from planner.prepared import Prepared, plan_within
 from planner.problem import Budget, Problem
 from planner.schedule import Compute
@@ -55,6 +55,7 @@ def plan(
     gap: float = 0.002,
     solver: str = DEFAULT_SOLVER,
     free_order: bool = False,
+    executor: ExecutorName = "aten",
 ) -> Plan:
     """Decide what the training step of a model retains and what it rematerializes.
 
@@ -75,6 +76,8 @@ def plan(
         gap: share of the step's time that may stay unproven.
         solver: name of the algorithm.
         free_order: the solver may change the order of the operations.
+        executor: "aten" runs the operations of eager mode one by one; "inductor" fuses them into kernels with
+            torch's code generator, equal to eager up to rounding.
 
     Returns:
         A plan whose replayed peak is within the budget.
@@ -95,6 +98,7 @@ def plan(
         optimizer=optimizer,
         world_size=world_size,
         accumulation=accumulation,
+        executor=executor,
     )
     return plan_within(
         prepared,
@@ -115,6 +119,7 @@ def prepare(
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
     world_size: int = 1,
     accumulation: int = 1,
+    executor: ExecutorName = "aten",
 ) -> Prepared[Plan]:
     """Capture and price the training step of a model; the arguments are those of `plan`.
 
@@ -123,7 +128,7 @@ def prepare(
         ValueError: unknown hardware.
     """
     cost_model = Roofline(load_hardware(hardware))
-    captured = capture(model, batch, loss=loss)
+    captured = capture(model, batch, loss=loss, executor=executor)
     graph, workspace = captured.graph, "not counted"
     if hardware == HOST and captured.signature.device == "cpu":
         graph, num_unknown = with_workspaces(captured.graph, captured.calls)
@@ -137,6 +142,7 @@ def prepare(
         workspace=workspace,
         world_size=world_size,
         accumulation=accumulation,
+        executor=executor,
     )
     return Prepared.of(
         Problem(annotate(graph, cost_model), 0, static),
@@ -247,6 +253,7 @@ def _replanned(model: nn.Module, inputs: Any, plan: Plan) -> Plan:
         hardware=plan.hardware,
         world_size=plan.provenance.world_size,
         accumulation=plan.provenance.accumulation,
+        executor=plan.provenance.executor,
     )
     here = prepared.problem.static
     # The optimizer's state and what else the plan counted is there for this batch too.

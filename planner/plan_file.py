@@ -11,6 +11,9 @@ from planner.schedule import Compute, Free, Instruction, Schedule
 from planner.step_table import StepTable
 from planner.whole_file import write_whole
 
+# What runs the halves of a step: operation by operation, or kernels that torch's code generator fuses.
+ExecutorName = Literal["aten", "inductor"]
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,6 +52,7 @@ class Provenance(_Frozen):
         workspace: whether the memory that kernels allocate on the way was measured on this device and counted.
         world_size: data-parallel ranks.
         accumulation: micro-batches in one step of the optimizer.
+        executor: that it was captured for and that runs it.
     """
 
     lowtide_version: str
@@ -57,6 +61,7 @@ class Provenance(_Frozen):
     workspace: str
     world_size: int
     accumulation: int
+    executor: ExecutorName = "aten"
 
 
 class Plan(_Frozen):

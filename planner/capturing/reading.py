@@ -89,6 +89,7 @@ class Reading:
         views: FX nodes that only look at storage made elsewhere.
         tangents_read: node -> plain outputs whose gradient it reads.
         output_vals: fake tensors of the plain outputs, by index.
+        members: for each node the calls that it computes in one kernel; empty where each is its own call alone.
     """
 
     traced: Traced
@@ -99,6 +100,7 @@ class Reading:
     views: frozenset[fx.Node]
     tangents_read: Mapping[int, tuple[int, ...]]
     output_vals: tuple[Any, ...]
+    members: tuple[Calls, ...] = ()
 
 
 class _Builder:

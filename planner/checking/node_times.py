@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from torch import nn
+from torch import fx, nn
 
 from planner.checking.real_step import RealStep
 from planner.costed import CostedGraph
 from planner.graph import Phase
-from planner.lower.executor import Timed
+from planner.lower.executor import Boxed, Timed
+from planner.lower.inductor import with_kernels
 from planner.lower.module import PlannedModule
 from planner.plan_file import Plan
 from planner.prepared import Prepared, plan_within
@@ -26,8 +27,9 @@ def with_measured_times(
 ) -> Prepared[Plan]:
     """The step priced with what its operations take on this device, on these data.
 
-    It runs with everything retained, operation by operation; each gets the median of its times. A loss outside of
-    the module is not timed: its operations keep the prices that they have, times the ratio that all others show.
+    It runs with everything retained, operation by operation or kernel by kernel; each gets the median of its times.
+    A loss outside of the module is not timed: its operations keep the prices that they have, times the ratio that
+    all others show.
 
     Args:
         prepared: the step, priced by any cost model.
@@ -42,8 +44,13 @@ def with_measured_times(
         prepared, budget="none", time_limit_s=1.0, gap=0.0, solver=RetainAll.name, free_order=False
     )
     timed = Timed()
+
+    def timed_kernels(half: fx.GraphModule, example_inputs: Any) -> Boxed:
+        return timed(with_kernels(half), example_inputs)
+
+    executor = timed_kernels if plan.provenance.executor == "inductor" else timed
     running = dataclasses.replace(step, optimizer=None, accumulation=1).on(
-        PlannedModule(module, plan, executor=timed)
+        PlannedModule(module, plan, executor=executor)
     )
     running.timed(seed=0)
     timed.seconds.clear()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,6 +164,38 @@ def first_difference(eager: Left, planned: Left) -> dict[str, str]:
             {**planned.buffers, "the random generator": planned.random_state},
         ),
     }
+
+
+def largest_difference(eager: Left, planned: Left) -> dict[str, float]:
+    """For "outputs", "gradients" and "buffers" the largest absolute difference over the largest absolute number.
+
+    The numbers are those of all tensors of a kind together: a gradient that is zero but for rounding, such as that
+    of a bias before batch norm, does not count by itself. Infinite where a tensor is missing or has another shape.
+    """
+    return {
+        "outputs": max(
+            _difference({"": eager.loss}, {"": planned.loss}), _difference(eager.outputs, planned.outputs)
+        ),
+        "gradients": _difference(eager.gradients, planned.gradients),
+        "buffers": _difference(eager.buffers, planned.buffers),
+    }
+
+
+def _difference(eager: Mapping[str, Any], planned: Mapping[str, Any]) -> float:
+    most, scale = 0.0, 0.0
+    for name in eager.keys() & planned.keys():
+        a, b = eager[name], planned[name]
+        if a is None and b is None:
+            continue
+        if a is None or b is None or a.shape != b.shape:
+            return math.inf
+        if not a.numel() or equal_bits(a, b):
+            scale = max(scale, float(a.abs().max())) if a.numel() and a.isfinite().all() else scale
+            continue
+        a, b = a.double(), b.double()
+        most = max(most, float((a - b).abs().nan_to_num(nan=math.inf).max()))
+        scale = max(scale, float(a.abs().max()))
+    return most / scale if scale else most
 
 
 def _different(eager: dict[str, Any], planned: dict[str, Any]) -> str:

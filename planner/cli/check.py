@@ -106,7 +106,7 @@ def _answer(checked: Checked, workload: Workload, *, out: Path | None, rounds: i
     if out is not None:
         found.plan.save(out)
     complaint = ""
-    if not found.is_exact:
+    if not found.is_as_promised:
         complaint = "the planned step is not that of eager"
     elif not found.is_within_budget:
         complaint = "the measured peak is above the budget"

@@ -10,15 +10,15 @@ import torch
 from torch import nn
 from torch._functorch.aot_autograd import aot_compile_joint_with_descriptors
 
-from planner.capture import device_of, export, input_words, parameter_words, signature_of
-from planner.capturing.reading import read_joint
+from planner.capture import device_of, export, input_words, parameter_words, reading_of, signature_of
 from planner.errors import PlanMismatchError
-from planner.lower.executor import Executor, aten
+from planner.lower.executor import Executor
 from planner.lower.fakes import fake_mode_of, fake_module, fake_tree
+from planner.lower.inductor import executor_of
 from planner.lower.other_batch import why_not_smaller
 from planner.lower.out_of_memory import explaining
 from planner.lower.partition import partition
-from planner.lower.trace import TORCH_VERSION, traced_of
+from planner.lower.trace import TORCH_VERSION
 from planner.plan_file import Plan, Signature
 
 Compiled = Callable[[list[torch.Tensor], tuple[Any, ...], dict[str, Any]], Any]
@@ -29,7 +29,7 @@ def compile_step(
     inputs: Any,
     plan: Plan,
     *,
-    executor: Executor = aten,
+    executor: Executor | None = None,
     replaced: set[str] | None = None,
     other_batch: bool = False,
 ) -> tuple[list[str], Compiled]:
@@ -39,7 +39,7 @@ def compile_step(
         model: the module that will run; only its shapes are read here.
         inputs: its inputs, as for `planner.capture.capture` without a loss.
         plan: made for this module, batch and torch.
-        executor: makes the function of each half.
+        executor: makes the function of each half; None for the one that the plan was made for.
         replaced: gets the type names of the outputs that will be None because a graph cannot return them.
         other_batch: the inputs may have other sizes, as long as the plan's schedule keeps its peak on them.
 
@@ -57,10 +57,10 @@ def compile_step(
         if not other_batch:
             # What the shapes already tell is said in their words, before the capture.
             check_inputs(plan, inputs)
-        layouts = plan.signature.gradient_layouts
-        joint = export(stack, fake, fake_inputs, gradients=layouts)
-        found = signature_of(joint, fake, fake_inputs, gradients=layouts)
-        reading = read_joint(traced_of(joint.graph_module))
+        layouts, name = plan.signature.gradient_layouts, plan.provenance.executor
+        joint = export(stack, fake, fake_inputs, gradients=layouts, executor=name)
+        reading = reading_of(joint, executor=name)
+        found = signature_of(joint, fake, fake_inputs, gradients=layouts, reading=reading)
         if other_batch:
             of_batch = {"inputs": plan.signature.inputs, "model_digest": plan.signature.model_digest}
             found = found.model_copy(update=of_batch)
@@ -74,7 +74,7 @@ def compile_step(
             assert module is joint.graph_module, "the exported graph was changed before the partition"
             return partition(reading, schedule)
 
-        explained = explaining(executor, plan)
+        explained = explaining(executor or executor_of(plan), plan)
         run = aot_compile_joint_with_descriptors(
             joint,
             partition_fn=partition_fn,

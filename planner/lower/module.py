@@ -14,7 +14,7 @@ from cost_models.units import format_bytes
 from planner.capture import input_words
 from planner.errors import PlanMismatchError
 from planner.lower.compile import Compiled, compile_step
-from planner.lower.executor import Executor, aten
+from planner.lower.executor import Executor
 from planner.lower.other_batch import only_sizes_differ
 from planner.plan_file import Plan
 
@@ -33,12 +33,12 @@ class PlannedModule(nn.Module):
     Args:
         model: the module; it shares all its tensors with this one.
         plan: made for it.
-        executor: runs the halves of the step.
+        executor: runs the halves of the step; None for the one that the plan was made for.
         replan: ``replan(model, inputs, plan)`` makes a plan for inputs of other sizes within the same budget.
     """
 
     def __init__(
-        self, model: nn.Module, plan: Plan, *, executor: Executor = aten, replan: Replan | None = None
+        self, model: nn.Module, plan: Plan, *, executor: Executor | None = None, replan: Replan | None = None
     ) -> None:
         super().__init__()
         # The registries themselves are shared, so that what changes in one module changes in the other.

@@ -19,6 +19,9 @@ from planner.schedule import Compute, Free, Instruction, Schedule
 # leaves them alone.
 _BATCH_NORM_AGAIN = torch.ops.aten._native_batch_norm_legit.no_stats
 
+# On a call of a half: (name of the kernel that it is part of, number that no other run of a kernel has).
+KERNEL = "lowtide_kernel"
+
 
 def partition(reading: Reading, schedule: Schedule) -> tuple[fx.GraphModule, fx.GraphModule]:
     """Forward and backward modules with the calling convention of AOTAutograd.
@@ -63,6 +66,9 @@ class _Half:
         self.here: dict[fx.Node, fx.Node] = {}
         self.taken: list[fx.Node] = []
         self.returned: dict[fx.Node, fx.Node] = {}
+        # What was written since the last kernel began: node of the joint graph, node here.
+        self.written: list[tuple[fx.Node, fx.Node]] = []
+        self.num_kernels = 0
         self.owner_of = {node: v for v, node in enumerate(reading.owners)}
         self.shown_by: dict[int, list[fx.Node]] = {}
         for node, values in reading.shows.items():
@@ -86,12 +92,33 @@ class _Half:
                     self.here.pop(node, None)
                 continue
             call = self.reading.calls[step.node]
-            if call is None:
+            if self.reading.members and len(self.reading.members[step.node]) > 1:
+                self.emit_kernel(step.node)
+            elif call is None:
                 mutations = (f.node for f in self.reading.traced.outputs if f.role is OutputRole.MUTATION)
                 self.returned = {node: self.fetch(node) for node in mutations if node is not None}
             else:
                 self.emit(call, again=call in self.ran)
                 self.ran.add(call)
+
+    def emit_kernel(self, node: int) -> None:
+        """Write the calls of one kernel, marked as such; afterwards only what it makes for others is there."""
+        kernel = self.reading.graph.nodes[node]
+        owners = [self.reading.owners[v] for v in kernel.outputs]
+        outputs = {owner: self.here.get(owner) for owner in owners}
+        self.written = []
+        for call in self.reading.members[node]:
+            assert call is not None
+            self.emit(call, again=False)
+        self.num_kernels += 1
+        for written, new in self.written:
+            new.meta[KERNEL] = (kernel.name, self.num_kernels)
+            there = outputs.get(written)
+            if there is not None:
+                # It is there already: the second one is not made.
+                self.here[written] = there
+            elif written not in outputs:
+                self.here.pop(written, None)
 
     def emit(self, call: fx.Node, *, again: bool) -> None:
         """Write one call and, right behind it, the getitems that take its outputs apart."""
@@ -108,6 +135,7 @@ class _Half:
             target, args = replay, (self.fetch(state), target, *args)
         new = self.here[call] = self.graph.create_node("call_function", target, args, kwargs, name=call.name)
         new.meta = dict(call.meta)
+        self.written.append((call, new))
         for user in call.users:
             position = user.args[1] if _is_getitem(user) else None
             if user in self.here or not isinstance(position, int):
@@ -117,6 +145,7 @@ class _Half:
             taken = self.graph.create_node("call_function", user.target, (new, position), {}, name=user.name)
             taken.meta = dict(user.meta)
             self.here[user] = taken
+            self.written.append((user, taken))
 
     def fetch(self, node: fx.Node) -> fx.Node:
         """The node of this half that stands for a node of the joint graph; views are written on demand."""
@@ -132,6 +161,7 @@ class _Half:
             new = self.graph.create_node("call_function", node.target, args, kwargs, name=node.name)
             new.meta = dict(node.meta)
             self.here[node] = new
+            self.written.append((node, new))
         else:
             raise AssertionError(f"{node.name} is read where it is not there")
         return self.here[node]

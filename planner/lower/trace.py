@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -52,8 +53,9 @@ def export_joint(
     *,
     root: str = "",
     gradients: Layouts = (),
+    decompositions: Mapping[Any, Callable[..., Any]] = MappingProxyType({}),
 ) -> JointWithDescriptors:
-    """The joint forward and backward graph of a call of a module, without decompositions.
+    """The joint forward and backward graph of a call of a module.
 
     Args:
         stack: must stay open for as long as the joint graph is compiled.
@@ -62,6 +64,7 @@ def export_joint(
         kwargs: fake named inputs.
         root: layer of the calls that lie in no module below this one.
         gradients: layouts of the gradients of its outputs; () for the outputs' own.
+        decompositions: operator -> its parts, for those that are to be taken apart.
 
     Returns:
         The graph, the order of its inputs, and what is needed to compile it.
@@ -74,7 +77,9 @@ def export_joint(
         laid_out(gradients),
         naming_layers(module, root=root),
     ):
-        joint = aot_export_joint_with_descriptors(stack, module, args, kwargs, decompositions=AS_EAGER_DRAWS)
+        joint = aot_export_joint_with_descriptors(
+            stack, module, args, kwargs, decompositions={**decompositions, **AS_EAGER_DRAWS}
+        )
     draw_like_sources(joint.graph_module)
     save_states(joint.graph_module)
     return joint

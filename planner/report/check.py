@@ -16,6 +16,8 @@ def check_object(check: Check) -> dict[str, Any]:
     return {
         **{f"{what}_equal": not name for what, name in check.different.items()},
         "first_difference": {what: name for what, name in check.different.items() if name},
+        "largest_difference": check.difference,
+        "executor": plan.provenance.executor,
         "budget_bytes": plan.budget_bytes,
         "predicted_peak_bytes": plan.predicted_peak_bytes,
         "measured_peak_bytes": check.measured_peak_bytes,
@@ -43,7 +45,7 @@ def check_lines(check: Check) -> list[str]:
     """The check for people."""
     plan = check.plan
     lines = [
-        f"{what:<10} {'equal, bit for bit' if not name else f'DIFFERENT, first in {name}'}"
+        f"{what:<10} {'equal, bit for bit' if not name else _words(check, what, name)}"
         for what, name in check.different.items()
     ]
     lines += [
@@ -62,3 +64,11 @@ def check_lines(check: Check) -> list[str]:
             f"corrected  {format_bytes(check.unexplained_bytes)} beyond the first prediction; {check.rounds} plans"
         )
     return lines
+
+
+def _words(check: Check, what: str, name: str) -> str:
+    """How far numbers are apart that are not equal; inductor promises no more than that they are close."""
+    if check.plan.provenance.executor == "aten":
+        return f"DIFFERENT, first in {name}"
+    close = "close" if check.is_as_promised else "NOT CLOSE"
+    return f"{close}: they differ by {check.difference[what]:.1e} of the largest, first in {name}"

@@ -190,9 +190,7 @@ def parse_config(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise ValueError(
-                f"--config takes KEY=VALUE, got {pair!r}. Write --config image_size=64."
-            )
+            raise ValueError(f"--config takes KEY=VALUE, got {pair!r}. Write --config image_size=64.")
         try:
             config[key] = json.loads(value)
         except ValueError:
