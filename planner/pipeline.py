@@ -218,6 +218,7 @@ def prepare_workload(
         optimizer=optimizer or workload.optimizer_factory(),
         world_size=world_size,
         accumulation=accumulation,
+        executor=workload.executor,
     )
 
 

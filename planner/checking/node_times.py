@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
 from typing import Any, TypeVar
 
 from torch import fx, nn
@@ -23,11 +22,12 @@ T = TypeVar("T")
 
 
 def with_measured_times(
-    prepared: Prepared[Plan], module: nn.Module, step: RealStep, *, steps: int = 5
+    prepared: Prepared[Plan], module: nn.Module, step: RealStep, *, steps: int = 9
 ) -> Prepared[Plan]:
     """The step priced with what its operations take on this device, on these data.
 
-    It runs with everything retained, operation by operation or kernel by kernel; each gets the median of its times.
+    It runs with everything retained, operation by operation or kernel by kernel; each gets the lower quartile of
+    its times (what disturbs a step only adds to them).
     A loss outside of the module is not timed: its operations keep the prices that they have, times the ratio that
     all others show.
 
@@ -64,11 +64,16 @@ def with_measured_times(
     )
 
 
+def _usual(seconds: list[float]) -> float:
+    """The lower quartile: what disturbs a step only adds to its time."""
+    return sorted(seconds)[(len(seconds) - 1) // 4]
+
+
 def _priced(costed: CostedGraph, timed: Timed) -> CostedGraph:
     """The graph with measured seconds where there are some, and the others scaled to them."""
     nodes = costed.graph.nodes
     measured = [
-        statistics.median(timed.seconds[node.name])
+        _usual(timed.seconds[node.name])
         if node.phase is not Phase.LOSS and node.name in timed.seconds
         else None
         for node in nodes

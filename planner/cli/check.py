@@ -13,6 +13,7 @@ from planner.cli.answer import Answer, Tell
 from planner.cli.request import (
     AsJson,
     BudgetText,
+    ExecutorText,
     FreeOrder,
     Gap,
     HardwareName,
@@ -64,6 +65,7 @@ def check_command(
         gap: Gap = None,
         solver: SolverName = None,
         free_order: FreeOrder = False,
+        executor: ExecutorText = None,
         rounds: Rounds = 5,
         as_json: AsJson = False,
     ) -> None:
@@ -78,6 +80,7 @@ def check_command(
                 gap=gap,
                 solver=solver,
                 free_order=free_order,
+                executor=executor,
             )
             workload = request.changed_workload(load(job))
             got = _answer(making()(workload), workload, out=out, rounds=rounds, tell=tell)

@@ -12,6 +12,7 @@ from planner.cli.answer import Answer, PrepareWorkload, Tell, answer
 from planner.cli.request import (
     AsJson,
     BudgetText,
+    ExecutorText,
     ExtraTime,
     FreeOrder,
     Gap,
@@ -62,6 +63,7 @@ def plan_command(
         gap: Gap = None,
         solver: SolverName = None,
         free_order: FreeOrder = False,
+        executor: ExecutorText = None,
         sweep: Sweep = False,
         smallest: SmallestBudget = False,
         max_batch: MaxBatch = False,
@@ -81,6 +83,7 @@ def plan_command(
                 gap=gap,
                 solver=solver,
                 free_order=free_order,
+                executor=executor,
                 sweep=sweep,
                 smallest=smallest,
                 max_batch=max_batch,

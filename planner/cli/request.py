@@ -43,6 +43,10 @@ Gap = Annotated[
 SolverName = Annotated[
     str | None, typer.Option("--solver", help="Name of the algorithm; 'auto' combines them.")
 ]
+ExecutorText = Annotated[
+    str | None,
+    typer.Option("--executor", help="'aten' runs what eager runs; 'inductor' compiles fused groups of it."),
+]
 Sweep = Annotated[
     bool, typer.Option("--sweep", help="Find the Pareto front of peak against time over 12 budgets.")
 ]
@@ -74,6 +78,7 @@ class PlanRequest:
         gap: replaces the job's.
         solver: replaces the job's.
         free_order: the order of the operations may change.
+        executor: replaces the job's.
         sweep: find the Pareto front.
         smallest: find the smallest budget.
         max_batch: find the largest batch.
@@ -90,6 +95,7 @@ class PlanRequest:
     gap: str | None = None
     solver: str | None = None
     free_order: bool = False
+    executor: str | None = None
     sweep: bool = False
     smallest: bool = False
     max_batch: bool = False
@@ -105,6 +111,10 @@ class PlanRequest:
                 "Leave it out."
             )
         self._check_question()
+        if self.executor not in (None, "aten", "inductor"):
+            raise ValueError(f"--executor must be aten or inductor, got {self.executor!r}.")
+        if self.executor is not None and self.graph is not None:
+            raise ValueError("--executor has no meaning for a graph: it is not executed. Leave it out.")
         if self.budget is not None:
             check_budget(self.budget)
         if self.hardware is not None:
@@ -152,7 +162,7 @@ class PlanRequest:
     def changed_workload(self, workload: Workload) -> Workload:
         """A job's workload with what the command line says."""
         changes: dict[str, object] = {"solver": self.changed(workload.solver)}
-        for key in ("budget", "hardware"):
+        for key in ("budget", "hardware", "executor"):
             if getattr(self, key) is not None:
                 changes[key] = getattr(self, key)
         return workload.model_copy(update=changes)

@@ -8,7 +8,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
@@ -167,6 +167,7 @@ class Workload(StrictModel):
     hardware: str = "host"
     budget: str = "none"
     solver: SolverSpec = SolverSpec()
+    executor: Literal["aten", "inductor"] = "aten"
 
     @field_validator("budget", mode="before")
     @classmethod

@@ -44,7 +44,8 @@ def marked_boxed(function: Callable[[list[Any]], Any]) -> Boxed:
 class Timed:
     """Runs operation by operation and keeps the seconds of each, by the name of its node.
 
-    On the CPU they are seconds of the clock around the call; on CUDA those between two events.
+    On the CPU they are processor seconds of all threads during the call, which other programs on the machine do not
+    add to; on CUDA those between two events.
 
     Attributes:
         seconds: name -> seconds of each run.
@@ -104,7 +105,7 @@ class _TimedHalf(fx.Interpreter):
             end.record()
             self.timed.expect(name, start, end)
             return out
-        begin = time.perf_counter()
+        begin = time.process_time()
         out = target(*args, **kwargs)
-        self.timed.add(name, time.perf_counter() - begin)
+        self.timed.add(name, time.process_time() - begin)
         return out

@@ -19,6 +19,9 @@ from planner.lower.other_batch import only_sizes_differ
 from planner.plan_file import Plan
 
 Replan = Callable[[nn.Module, Any, Plan], Plan]
+# (index among the modules, "_parameters" or "_buffers", name there) of each tensor; and what runs the step.
+_Place = tuple[int, str, str]
+_Step = tuple[list[_Place], Compiled]
 # Batches of different sizes whose compiled steps are kept.
 _MOST_COMPILED = 8
 _log = logging.getLogger(__name__)
@@ -74,15 +77,17 @@ class PlannedModule(nn.Module):
         if not (self.training and torch.is_grad_enabled()):
             return self._original(*args, **kwargs)
         inputs = _inputs(args, kwargs)
-        key = (_state(self._original), input_words(inputs))
-        compiled: OrderedDict[Any, tuple[list[str], Compiled]] = self._compiled
+        modules = _modules_of(self._original, [])
+        key = (_state(modules), input_words(inputs))
+        compiled: OrderedDict[Any, _Step] = self._compiled
         if key not in compiled:
-            compiled[key] = self._compile(inputs)
+            names, call = self._compile(inputs)
+            compiled[key] = _places(self._original, modules, names), call
             if len(compiled) > _MOST_COMPILED:
                 compiled.popitem(last=False)
         compiled.move_to_end(key)
-        names, call = compiled[key]
-        tensors = [_tensor(self._original, name) for name in names]
+        places, call = compiled[key]
+        tensors = [getattr(modules[index], registry)[leaf] for index, registry, leaf in places]
         return call(tensors, args, kwargs)
 
     def _compile(self, inputs: Any) -> tuple[list[str], Compiled]:
@@ -125,18 +130,39 @@ def _first_other(planned: Sequence[str], found: Sequence[str]) -> str:
     return f"{new} in place of {old}"
 
 
-def _state(model: nn.Module) -> tuple[Any, ...]:
-    """What may change between calls and with it the graph: modes, hooks, frozen parameters, autocast."""
-    modules = tuple(
-        (module.training, len(module._forward_hooks), len(module._forward_pre_hooks))
-        for module in model.modules()
+def _modules_of(module: nn.Module, found: list[nn.Module]) -> list[nn.Module]:
+    """The module and all below it, each as often as it is reached; quicker than ``modules()``, for every step."""
+    found.append(module)
+    for part in module._modules.values():
+        if part is not None:
+            _modules_of(part, found)
+    return found
+
+
+def _state(modules: Sequence[nn.Module]) -> tuple[Any, ...]:
+    """What may change between calls and with it the graph: modules, modes, hooks, frozen parameters, autocast."""
+    of_modules = tuple(
+        (module, module.training, len(module._forward_hooks), len(module._forward_pre_hooks))
+        for module in modules
     )
-    frozen = tuple(p.requires_grad for p in model.parameters())
+    frozen = tuple(p is None or p.requires_grad for module in modules for p in module._parameters.values())
     autocast = tuple(
         torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         for device in ("cpu", "cuda")
     )
-    return modules, frozen, autocast
+    return of_modules, frozen, autocast
+
+
+def _places(model: nn.Module, modules: Sequence[nn.Module], names: Sequence[str]) -> list[_Place]:
+    """Where the tensors of these names lie: index among the modules, registry, name there."""
+    index_of = {module: index for index, module in enumerate(modules)}
+    places = []
+    for name in names:
+        path, _, leaf = name.rpartition(".")
+        owner = model.get_submodule(path)
+        is_parameter = owner._parameters.get(leaf) is not None
+        places.append((index_of[owner], "_parameters" if is_parameter else "_buffers", leaf))
+    return places
 
 
 def _inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -146,10 +172,3 @@ def _inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             f"got {len(args)} by position and {sorted(kwargs)} by name."
         )
     return kwargs or args
-
-
-def _tensor(model: nn.Module, name: str) -> torch.Tensor:
-    path, _, leaf = name.rpartition(".")
-    owner = model.get_submodule(path)
-    tensor = owner._parameters.get(leaf)
-    return tensor if tensor is not None else owner._buffers[leaf]  # type: ignore[return-value]

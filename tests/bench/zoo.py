@@ -12,6 +12,7 @@ is found for it to the peak with everything retained, and without a budget. --js
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import statistics
@@ -45,13 +46,21 @@ BUDGETS = ("0%" + RANGE, "50%" + RANGE, "75%" + RANGE, "none")
 
 
 def rows_of(
-    name: str, zoo: ZooStep, budgets: Sequence[str], *, time_limit: str, rounds: int, device: str
+    name: str,
+    zoo: ZooStep,
+    budgets: Sequence[str],
+    *,
+    time_limit: str,
+    rounds: int,
+    device: str,
+    measure_times: bool,
 ) -> list[dict[str, Any]]:
     """One object for each budget of one model."""
     begin = time.perf_counter()
     model, step = on_device(zoo, device)
     prepared = prepare(model, (step.inputs, step.targets), loss=step.loss)
-    prepared = with_measured_times(prepared, zoo_copy(model), step)
+    if measure_times:
+        prepared = with_measured_times(prepared, copy.deepcopy(model), step)
     capture_s = time.perf_counter() - begin
     solver = SolverSpec(time_limit=time_limit)
     found = []
@@ -93,13 +102,6 @@ def on_device(zoo: ZooStep, device: str) -> tuple[torch.nn.Module, RealStep]:
         return torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), tree)
 
     return zoo.model.to(device), RealStep(moved(zoo.inputs), moved(zoo.targets), zoo.loss)
-
-
-def zoo_copy(model: torch.nn.Module) -> torch.nn.Module:
-    """A copy whose state may change."""
-    import copy
-
-    return copy.deepcopy(model)
 
 
 def share_of_range(budget: str, smallest_bytes: int, prepared: Prepared[Any]) -> int:
@@ -214,6 +216,11 @@ def main() -> None:
     parser.add_argument(
         "--rounds", type=int, default=5, help="timed steps of each, planned and eager in turn"
     )
+    parser.add_argument(
+        "--roofline",
+        action="store_true",
+        help="prices of the cost model: quicker, for results and peaks alone",
+    )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--json", action="store_true", help="one object a line on stdout")
     parser.add_argument("--out", type=Path, help="write all results and the machine here")
@@ -237,6 +244,7 @@ def main() -> None:
                 time_limit=options.time_limit,
                 rounds=options.rounds,
                 device=options.device,
+                measure_times=not options.roofline,
             )
         except (CaptureError, PlanMismatchError, ValueError, ImportError) as error:
             got = [{"model": name, "budget": "", "failed": str(error)}]

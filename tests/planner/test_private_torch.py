@@ -103,14 +103,14 @@ def test_batch_norm_has_an_operator_without_running_statistics():
 
 
 def test_boxed_code_empties_the_list_of_its_arguments():
-    from planner.lower.partition import boxed
+    from planner.lower.executor import aten
 
     graph = torch.fx.Graph()
     graph.set_codegen(torch.fx.graph._BoxedCodeGen())
     x = graph.placeholder("x")
     graph.output(graph.call_function(torch.add, (x, 1)))
     arguments = [torch.zeros(1)]
-    out = boxed(torch.fx.GraphModule(nn.Module(), graph), None)(arguments)
+    out = aten(torch.fx.GraphModule(nn.Module(), graph), None)(arguments)
     assert arguments == []
     assert out.item() == 1
 
