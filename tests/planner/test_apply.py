@@ -120,9 +120,8 @@ def test_operations_that_run_three_times_are_exact_at_the_smallest_budget():
     torch.manual_seed(0)
     model, batch = TinyGPT(layers=4, dropout=0.2), tokens()
     with pytest.raises(planner.InfeasibleError) as infeasible:
-        planner.plan(model, batch, loss=token_loss, budget="1KB", time_limit_s=3.0)
-    smallest = f"{infeasible.value.smallest_feasible_bytes}B"
-    plan = planner.plan(model, batch, loss=token_loss, budget=smallest, time_limit_s=3.0)
+        planner.plan(model, batch, loss=token_loss, budget="1KB", solver="griewank", time_limit_s=5.0)
+    plan = infeasible.value.plan
     assert max(Counter(plan.schedule.node_order).values()) >= 3
     eager = run_steps(copy.deepcopy(model), batch, token_loss)
     planned = run_steps(planner.apply(model, plan), batch, token_loss)
