@@ -67,7 +67,7 @@ ZOO: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
         "unet": ("own:unet", {"batch_size": 4, "width": 32}),
         "diffusion_unet": ("own:diffusion_unet", {"batch_size": 4, "image_size": 32}),
         "lstm": ("own:lstm", {"batch_size": 8, "sequence_length": 128}),
-        "gru": ("own:gru", {"batch_size": 8, "sequence_length": 192, "tied": True}),
+        "gru": ("own:gru", {"batch_size": 16, "sequence_length": 24, "tied": True}),
         "gpt2": ("hf:gpt2", {}),
         "bert": ("hf:bert", {}),
         "distilbert": ("hf:distilbert", {}),
