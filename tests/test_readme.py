@@ -44,9 +44,9 @@ def test_every_plan_command_runs_as_printed(tmp_path):
     commands = [
         line.strip()
         for line in TEXT.splitlines()
-        if re.match(r" {4}(lowtide plan|lowtide explain|python -m planner) ", line)
+        if re.match(r" {4}(lowtide plan|lowtide explain|lowtide check|python -m planner) ", line)
     ]
-    assert len(commands) == 7
+    assert len(commands) == 8
     (tmp_path / "graph.json").write_text(blocks("json")[0])
     for command in commands:
         words = shlex.split(command.replace("deploy/", f"{ROOT}/deploy/"))
