@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch._functorch._aot_autograd.schemas import JointWithDescriptors
-from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from planner.capturing.kernels import in_kernels
 from planner.capturing.reading import Calls, OutputRole, Reading, read_joint
 from planner.capturing.stitch import stitch
 from planner.errors import CaptureError
-from planner.graph import Graph, digest_of
+from planner.graph import Graph
 from planner.lower.decompositions import decompositions
 from planner.lower.fakes import fake_mode_of, fake_module, fake_tree
+from planner.lower.signature import call_arguments, describe, signature_of
 from planner.lower.tangents import Layouts, layout_of
 from planner.lower.trace import (
     TANGENTS_STAY,
-    TORCH_VERSION,
     export_joint,
     storage_bytes,
     tangents_of,
@@ -160,60 +158,6 @@ def reading_of(joint: JointWithDescriptors, *, executor: ExecutorName) -> Readin
     return in_kernels(reading) if executor == "inductor" else reading
 
 
-def call_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and named arguments of a call of the model."""
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    if isinstance(inputs, Sequence):
-        return tuple(inputs), {}
-    return (inputs,), {}
-
-
-def signature_of(
-    joint: JointWithDescriptors, model: nn.Module, inputs: Any, *, gradients: Layouts, reading: Reading
-) -> Signature:
-    """What the joint graph was captured from; of fused kernels also which operations are in each."""
-    return Signature(
-        torch_version=TORCH_VERSION,
-        training=model.training,
-        device=device_of(model),
-        inputs=input_words(inputs),
-        parameters=parameter_words(model),
-        gradient_layouts=gradients,
-        model_digest=digest_of([*_graph_rows(joint.graph_module), *map(_kernel_row, reading.members)]),
-    )
-
-
-def device_of(model: nn.Module) -> str:
-    """Type of the device of the model's first parameter."""
-    return next((p.device.type for p in model.parameters()), "cpu")
-
-
-def parameter_words(model: nn.Module) -> tuple[str, ...]:
-    """ "name: dtype [shape]" of every parameter and buffer, "(frozen)" where no gradient is asked."""
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    return tuple(f"{name}: {describe(t)}" + " (frozen)" * (name in frozen) for name, t in tensors)
-
-
-def input_words(inputs: Any) -> tuple[str, ...]:
-    """ "name: dtype [shape]" of every leaf of a model's inputs."""
-    args, kwargs = call_arguments(inputs)
-    leaves = pytree.tree_flatten_with_path((list(args), kwargs))[0]
-    return tuple(
-        f"{pytree.keystr(path[1:])}: {describe(leaf)}"
-        + " (gradient asked)" * (isinstance(leaf, torch.Tensor) and leaf.requires_grad)
-        for path, leaf in leaves
-    )
-
-
-def describe(leaf: Any) -> str:
-    """ "float32 [8, 512]" of a tensor, the repr of anything else."""
-    if isinstance(leaf, torch.Tensor):
-        return f"{str(leaf.dtype).removeprefix('torch.')} {list(leaf.shape)}"
-    return repr(leaf)
-
-
 def _split_batch(batch: Any, *, has_loss: bool) -> tuple[Any, Any]:
     if not has_loss:
         return batch, None
@@ -317,46 +261,3 @@ def _explain(error: Exception, *, part: str = "model") -> str:
         else "Run one step of it without a plan first; if that works, this is worth a report."
     )
     return f"the {part} cannot be captured{place}: {type(error).__name__}: {cause}. {hint}"
-
-
-def _graph_rows(module: fx.GraphModule) -> list[str]:
-    """One row a call, whatever names the trace gave and in whichever order it takes tuples apart.
-
-    Placeholders are known by their position, calls by their rank among calls, getitems by what they take from what.
-    """
-    keys: dict[fx.Node, str] = {}
-    rows: list[str] = []
-    for node in module.graph.nodes:
-        if node.op == "placeholder":
-            keys[node] = f"in{len(keys)}"
-            rows.append(f"{keys[node]} {_layouts(node)}")
-            continue
-        arguments = str(map_arg((node.args, node.kwargs), lambda n: _Key(keys[n])))
-        if getattr(node.target, "__name__", "") == "getitem":
-            keys[node] = f"take{arguments}"
-            continue
-        keys[node] = f"n{len(rows)}"
-        rows.append(f"{node.op} {_target_words(node)} {arguments} {_layouts(node)}")
-    return rows
-
-
-def _kernel_row(members: Calls) -> str:
-    return " ".join(str(call.target) for call in members if call is not None)
-
-
-def _target_words(node: fx.Node) -> str:
-    if node.op == "output":
-        return ""
-    return str(node.target) if isinstance(node.target, str | OpOverload) else str(node.target.__name__)
-
-
-class _Key(str):
-    """A string that is written without quotes inside a tuple."""
-
-    __slots__ = ()
-    __repr__ = str.__str__
-
-
-def _layouts(node: fx.Node) -> str:
-    leaves = [leaf for leaf in pytree.tree_leaves(node.meta.get("val")) if isinstance(leaf, torch.Tensor)]
-    return str([f"{describe(leaf)}{leaf.stride()}" for leaf in leaves])

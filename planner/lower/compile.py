@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch._functorch.aot_autograd import aot_compile_joint_with_descriptors
 
-from planner.capture import device_of, export, input_words, parameter_words, reading_of, signature_of
+from planner.capture import export, reading_of
 from planner.errors import PlanMismatchError
 from planner.lower.executor import Executor
 from planner.lower.fakes import fake_mode_of, fake_module, fake_tree
@@ -18,6 +18,7 @@ from planner.lower.inductor import executor_of
 from planner.lower.other_batch import why_not_smaller
 from planner.lower.out_of_memory import explaining
 from planner.lower.partition import partition
+from planner.lower.signature import device_of, input_words, parameter_words, signature_of
 from planner.lower.trace import TORCH_VERSION
 from planner.plan_file import Plan, Signature
 

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from cost_models.units import format_bytes
-from planner.capture import input_words
 from planner.errors import PlanMismatchError
 from planner.lower.compile import Compiled, compile_step
 from planner.lower.executor import Executor
 from planner.lower.other_batch import only_sizes_differ
+from planner.lower.signature import input_words
 from planner.plan_file import Plan
 
 Replan = Callable[[nn.Module, Any, Plan], Plan]

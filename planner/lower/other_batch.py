@@ -18,7 +18,7 @@ def only_sizes_differ(planned: Sequence[str], found: Sequence[str]) -> bool:
     """Whether inputs are those of a plan but for the sizes of their dimensions.
 
     Args:
-        planned: words of the plan's inputs, as `planner.capture.input_words` writes them.
+        planned: words of the plan's inputs, as `planner.lower.signature.input_words` writes them.
         found: those of a batch.
 
     >>> only_sizes_differ(("[0]: float32 [8, 3]",), ("[0]: float32 [5, 3]",))
