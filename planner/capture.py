@@ -28,6 +28,7 @@ from planner.lower.trace import (
     TANGENTS_STAY,
     export_joint,
     storage_bytes,
+    storage_key,
     tangents_of,
     traced_of,
 )
@@ -115,8 +116,7 @@ def capture(
         signature=signature,
         parameter_bytes=sum(storage_bytes(t) for t in tensors),
         trainable_bytes=sum(p.numel() * p.element_size() for p in fake_model.parameters() if p.requires_grad),
-        batch_bytes=sum(storage_bytes(t) for t in pytree.tree_leaves(batch) if isinstance(t, torch.Tensor))
-        + root_bytes,
+        batch_bytes=_batch_bytes(batch) + root_bytes,
     )
 
 
@@ -156,6 +156,12 @@ def reading_of(joint: JointWithDescriptors, *, executor: ExecutorName) -> Readin
     """Nodes and values of an exported joint graph: a node is an operation, or a kernel of inductor."""
     reading = read_joint(traced_of(joint.graph_module))
     return in_kernels(reading) if executor == "inductor" else reading
+
+
+def _batch_bytes(batch: Any) -> int:
+    """Bytes of inputs and targets; what is both, as the tokens of a language model, lies there once."""
+    leaves = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, torch.Tensor)]
+    return sum({storage_key(leaf): storage_bytes(leaf) for leaf in leaves}.values())
 
 
 def _split_batch(batch: Any, *, has_loss: bool) -> tuple[Any, Any]:

@@ -381,3 +381,12 @@ def test_an_output_that_is_no_tensor_is_named_once_per_planned_module(caplog: py
         model.linear.register_forward_hook(lambda *_: None)  # the step is compiled again
     said = [record.getMessage() for record in caplog.records if record.name.startswith("planner")]
     assert said == ["the planned module returns None in place of a Counter"]
+
+
+def test_tokens_that_are_inputs_and_targets_are_counted_once_in_the_predicted_peak():
+    torch.manual_seed(0)
+    model, (batch, _) = TinyGPT(), tokens()
+    plan = planner.plan(model, (batch, batch), loss=token_loss, budget="none")
+    planned = run_steps(planner.apply(model, plan), (batch, batch), token_loss)
+    # A second time they would be 4 x 48 x 8 = 1536 bytes; eager's few scalars are less.
+    assert abs(planned.peak_bytes - plan.predicted_peak_bytes) <= 64
