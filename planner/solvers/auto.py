@@ -156,7 +156,7 @@ class Auto:
 
     def _flat(self, problem: Problem, limit_s: float) -> Solution:
         """What needs little memory, whatever its time; nothing is proven."""
-        flat = Griewank().solve(problem)
+        flat = Griewank(limit_s).solve(problem)
         if flat.schedule is None:
             schedule, trace = Materialization(limit_s, threads=self.threads).smallest_peak(problem)
             if trace.peak_bytes <= problem.budget_bytes:

@@ -52,8 +52,10 @@ class ChenGreedy:
         grid = np.geomspace(smallest, max(sum(sizes), smallest), max(self.num_sizes, 1))
         tried: set[tuple[int, ...]] = set()
         for segment_bytes in (0.0, *grid):
+            if best.elapsed_s() >= self.time_limit_s:
+                break
             retained = segment_ends(graph, ends, segment_bytes)
-            if retained not in tried and best.elapsed_s() < self.time_limit_s:
+            if retained not in tried:
                 tried.add(retained)
                 best.offer(just_in_time(graph, retained))
         return best.answer()

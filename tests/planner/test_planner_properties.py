@@ -184,3 +184,9 @@ def test_a_third_of_a_second_is_not_minutes_on_a_step_of_six_thousand_operations
     # REVOLVE with one snapshot would run 4.5 million nodes; what is left to do when the time is up stays undone.
     long = problem(priced(chain([1] * 3000), seed=0), 2000)
     assert solver_named(name, time_limit_s=0.3).solve(long).solve_s < 15.0
+
+
+def test_a_third_of_a_second_is_not_minutes_where_no_plan_is_found():
+    # REVOLVE, the last resort, has the time that is left, not its own twenty seconds.
+    long = problem(priced(chain([1] * 1500), seed=0), 8)
+    assert Auto(time_limit_s=0.3).solve(long).solve_s < 15.0
