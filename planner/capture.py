@@ -191,13 +191,27 @@ def _scalar(reading: Reading) -> torch.Tensor:
 class _LossModule(nn.Module):
     """The loss as a module of the model's flat outputs."""
 
-    def __init__(self, loss: Callable[[Any, Any], torch.Tensor], out_spec: pytree.TreeSpec) -> None:
+    def __init__(
+        self, loss: Callable[[Any, Any], torch.Tensor], out_spec: pytree.TreeSpec, model: Reading
+    ) -> None:
         super().__init__()
         self.loss = loss
         self.out_spec = out_spec
+        self.views_out = model.views_out
 
     def forward(self, outputs: list[Any], targets: Any) -> torch.Tensor:
-        return self.loss(pytree.tree_unflatten(outputs, self.out_spec), targets)
+        leaves = list(outputs)
+        for index, (root, calls) in self.views_out.items():
+            leaves[index] = _viewed(outputs[root], calls)
+        return self.loss(pytree.tree_unflatten(leaves[: self.out_spec.num_leaves], self.out_spec), targets)
+
+
+def _viewed(tensor: torch.Tensor, calls: Sequence[fx.Node]) -> torch.Tensor:
+    """The view of a tensor that calls of a graph make, each of the one before."""
+    for call in calls:
+        args, kwargs = map_arg((call.args, call.kwargs), lambda _, here=tensor: here)
+        tensor = call.target(*args, **kwargs)  # type: ignore[operator]
+    return tensor
 
 
 def _gradient_layouts(model: Reading, loss: Reading) -> Layouts:
@@ -236,7 +250,7 @@ def _read_loss(
         ]
     try:
         loss_joint = export_joint(
-            stack, _LossModule(loss, joint.out_spec), (outputs, targets), {}, root="loss"
+            stack, _LossModule(loss, joint.out_spec, reading), (outputs, targets), {}, root="loss"
         )
     except Exception as error:
         raise CaptureError(_explain(error, part="loss")) from error

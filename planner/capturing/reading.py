@@ -56,7 +56,7 @@ class Traced:
     Attributes:
         module: the joint graph.
         outputs: flat outputs in order, forward ones first.
-        tangents: placeholder -> index of the plain output whose gradient it is.
+        tangents: placeholder -> number in `Reading.output_vals` of the output whose gradient it is.
         storages: node -> (identity, bytes) of the storage of each tensor that it shows.
         backward: calls traced while backward ran.
         random: calls that draw random numbers.
@@ -88,7 +88,9 @@ class Reading:
         shows: FX node -> values that its tensors lie in; none for parameters, inputs and their views.
         views: FX nodes that only look at storage made elsewhere.
         tangents_read: node -> plain outputs whose gradient it reads.
-        output_vals: fake tensors of the plain outputs, by index.
+        output_vals: fake tensors of the plain outputs by index, then those of the tensors that some of them lie in.
+        views_out: plain output without a gradient of its own -> the one that it is a view of, and the calls that
+            make the view.
         members: for each node the calls that it computes in one kernel; empty where each is its own call alone.
     """
 
@@ -100,6 +102,7 @@ class Reading:
     views: frozenset[fx.Node]
     tangents_read: Mapping[int, tuple[int, ...]]
     output_vals: tuple[Any, ...]
+    views_out: Mapping[int, tuple[int, tuple[fx.Node, ...]]]
     members: tuple[Calls, ...] = ()
 
 
@@ -159,6 +162,7 @@ def read_joint(traced: Traced) -> Reading:
             _end_forward(builder, traced)
     _mark_held(builder, traced)
     plain = [f for f in traced.outputs if f.role is OutputRole.PLAIN]
+    plain += [f for f in traced.outputs if f.role is OutputRole.OTHER]
     vals = [f.node.meta.get("val") if f.node is not None else f.constant for f in plain]
     return Reading(
         traced=traced,
@@ -169,7 +173,25 @@ def read_joint(traced: Traced) -> Reading:
         views=frozenset(builder.views),
         tangents_read=builder.tangents_read,
         output_vals=tuple(vals),
+        views_out=_views_out(traced, [f.node for f in plain], builder.views),
     )
+
+
+def _views_out(
+    traced: Traced, outputs: list[fx.Node | None], views: set[fx.Node]
+) -> dict[int, tuple[int, tuple[fx.Node, ...]]]:
+    """Outputs that are views of others: autograd adds their gradients up outside of the graph."""
+    differentiable = set(traced.tangents.values())
+    root_of = {outputs[index]: index for index in differentiable}
+    found: dict[int, tuple[int, tuple[fx.Node, ...]]] = {}
+    for index, node in enumerate(outputs):
+        calls: list[fx.Node] = []
+        while node is not None and node not in root_of and node in views:
+            calls.append(node)
+            node = next(iter(node.all_input_nodes), None)
+        if index not in differentiable and node in root_of and calls:
+            found[index] = root_of[node], tuple(reversed(calls))
+    return found
 
 
 def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:

@@ -14,6 +14,7 @@ from torch._C import DispatchKey
 from torch._functorch._aot_autograd.descriptors import (
     GradAOTOutput,
     InputMutationAOTOutput,
+    IntermediateBaseAOTOutput,
     PlainAOTInput,
     PlainAOTOutput,
     TangentAOTInput,
@@ -222,15 +223,19 @@ def traced_of(module: fx.GraphModule) -> Traced:
                 outputs.append(FlatOutput(OutputRole.PLAIN, node, desc.idx, constant=constant))
             case _:
                 outputs.append(FlatOutput(OutputRole.OTHER, node, None))
+    # The gradient of outputs that lie in one tensor is that of the tensor, which counts on after the outputs.
+    others = [d for f, d in zip(outputs, output.meta["desc"], strict=True) if f.role is OutputRole.OTHER]
+    num_plain = sum(f.role is OutputRole.PLAIN for f in outputs)
+    number_of = {desc: num_plain + number for number, desc in enumerate(others)}
     calls = [node for node in module.graph.nodes if node.op == "call_function"]
     return Traced(
         module=module,
         outputs=tuple(outputs),
         tangents={
-            node: node.meta["desc"].output.idx
-            for node in placeholders
-            if isinstance(node.meta["desc"], TangentAOTInput)
-            and isinstance(node.meta["desc"].output, PlainAOTOutput)
+            node: desc.output.idx if isinstance(desc.output, PlainAOTOutput) else number_of[desc.output]
+            for node, desc in ((node, node.meta["desc"]) for node in placeholders)
+            if isinstance(desc, TangentAOTInput)
+            and isinstance(desc.output, PlainAOTOutput | IntermediateBaseAOTOutput)
         },
         storages={node: _storages(node.meta.get("val")) for node in module.graph.nodes},
         backward=frozenset(n for n in calls if n.meta.get("partitioner_tag") == "is_backward"),

@@ -390,3 +390,35 @@ def test_tokens_that_are_inputs_and_targets_are_counted_once_in_the_predicted_pe
     planned = run_steps(planner.apply(model, plan), (batch, batch), token_loss)
     # A second time they would be 4 x 48 x 8 = 1536 bytes; eager's few scalars are less.
     assert abs(planned.peak_bytes - plan.predicted_peak_bytes) <= 64
+
+
+class TwoViews(nn.Module):
+    """Returns one tensor in two ways, the second a view of the first or both views of a third."""
+
+    def __init__(self, *, with_base: bool) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(16, 64), nn.Linear(64, 96)
+        self.scale = nn.Parameter(torch.tensor(1.3))
+        self.with_base = with_base
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        out = self.outer(self.inner(x).tanh()) * self.scale.exp()
+        return (out if self.with_base else out[:, :, :48]), out.transpose(1, 2)
+
+
+@pytest.mark.parametrize("reads", [(0,), (1,), (0, 1)])
+@pytest.mark.parametrize("with_base", [True, False])
+def test_outputs_that_are_views_of_one_tensor_have_eagers_gradients_and_the_predicted_peak(
+    with_base: bool, reads: tuple[int, ...]
+):
+    def loss(outputs: Any, weights: torch.Tensor) -> torch.Tensor:
+        return sum((outputs[i].sin() * weights[: outputs[i].shape[-1]]).mean() for i in reads)  # type: ignore[return-value]
+
+    torch.manual_seed(0)
+    model, batch = TwoViews(with_base=with_base), (torch.randn(32, 20, 16), torch.arange(96.0))
+    eager = run_steps(copy.deepcopy(model), batch, loss)
+    plan = planner.plan(model, batch, loss=loss, budget="none")
+    planned = run_steps(planner.apply(model, plan), batch, loss)
+    assert_equal_steps(eager, planned)
+    # An output is 245 760 bytes; a few numbers are wrapped.
+    assert abs(planned.peak_bytes - plan.predicted_peak_bytes) <= 1024
