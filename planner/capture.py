@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch._functorch._aot_autograd.schemas import JointWithDescriptors
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from planner.capturing.kernels import in_kernels
