@@ -20,7 +20,7 @@ def planned_within(
     if budget != "smallest":
         return planner.plan(model, batch, loss=loss, budget=budget, **options)
     try:
-        return planner.plan(model, batch, loss=loss, budget="1 KB", time_limit_s=3.0, **options)
+        return planner.plan(model, batch, loss=loss, budget="1 KB", time_limit_s=1.5, **options)
     except planner.InfeasibleError as error:
         return error.plan
 
