@@ -80,7 +80,7 @@ def test_a_killed_worker_costs_no_bit_of_the_loss(write_job: Any, tmp_path: Path
     workers: set[int] = set()
     for line in process.stdout:
         lines.append(line)
-        if not workers and json.loads(line)["step"] >= 60:
+        if not workers and json.loads(line).get("step", 0) >= 60:
             family = children_of(process.pid)
             workers = {
                 pid for pid in family if b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes()
