@@ -188,6 +188,9 @@ class _Half:
         else:
             with self.graph.inserting_before(self.anchor):
                 new = self.graph.placeholder(node.name)
+        # Where a call has taken its name it has another one. The argument takes that as well: code that begins with
+        # "b = a; c = b" loses the argument that came in as b.
+        new.target = new.name
         new.meta = dict(node.meta)
         return new
 

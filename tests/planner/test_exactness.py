@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import planner
+from planner.graph import Phase
+from planner.just_in_time import schedule_of_order
+from planner.pipeline import prepare
+from planner.solution import Solution, Status
 from tests.models import BatchNormNet, TinyGPT, token_loss
 from tests.planner.steps import EQUAL, differences, left_of, planned_within
 
@@ -123,3 +128,40 @@ def test_forward_and_gradient_hooks_run_once_a_step():
     left = [left_of(module, batch, token_loss, steps=1) for module in (planned, eager)]
     assert all(torch.equal(a, b) for a, b in zip(*(one.gradients.values() for one in left), strict=True))  # type: ignore[arg-type]
     assert seen == ["planned forward", "planned", "eager forward", "eager"]
+
+
+class SavedStatistics(nn.Module):
+    """Operations of two and of three outputs, some of which are read in backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(32))
+        self.norms = nn.ModuleList(nn.LayerNorm(32) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x * self.scale
+        x = x - x.max(-1, keepdim=True)[0]
+        for norm in self.norms:
+            x = x + norm(x).tanh()
+        return x
+
+
+@pytest.mark.parametrize("again", [(0, 2, 0), (2, 2, 0), (0, 1, 0, 1)])
+def test_a_saved_value_is_not_replaced_by_another_one_where_operations_run_three_times(
+    again: tuple[int, ...],
+):
+    # A second rerun takes the name of a value that arrives from forward; that one was renamed to a third's name.
+    torch.manual_seed(0)
+    model, batch = SavedStatistics(), (torch.randn(64, 32), torch.randn(64, 32))
+    prepared = prepare(model, batch, loss=F.mse_loss)
+    graph = prepared.problem.costed.graph
+    several = [
+        k
+        for k, node in enumerate(graph.nodes)
+        if node.op in ("aten.max.dim", "aten.native_layer_norm.default")
+    ]
+    backward = next(k for k, node in enumerate(graph.nodes) if node.phase is Phase.BACKWARD)
+    order = [*range(backward), *(several[i] for i in again), *range(backward, len(graph.nodes))]
+    by_hand = Solution(Status.FEASIBLE, schedule_of_order(graph, order), 0.0, 0.0, 0.0, "by hand")
+    plan = prepared.answer(dataclasses.replace(prepared.problem, budget_bytes=1 << 30), by_hand)
+    assert differences(model, batch, F.mse_loss, plan) == EQUAL
