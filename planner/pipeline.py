@@ -23,6 +23,7 @@ from planner.lower.compile import check_model
 from planner.lower.fakes import building_without_memory
 from planner.lower.module import PlannedModule
 from planner.lower.other_batch import bytes_of
+from planner.lower.trace import profiler_is_on
 from planner.plan_file import ExecutorName, Plan, Provenance, instructions_of
 from planner.prepared import Prepared, plan_within
 from planner.problem import Budget, Problem
@@ -130,7 +131,9 @@ def prepare(
     cost_model = Roofline(load_hardware(hardware))
     captured = capture(model, batch, loss=loss, executor=executor)
     graph, workspace = captured.graph, "not counted"
-    if hardware == HOST and captured.signature.device == "cpu":
+    if profiler_is_on():
+        workspace = "not counted: a profiler is running"
+    elif hardware == HOST and captured.signature.device == "cpu":
         graph, num_unknown = with_workspaces(captured.graph, captured.calls)
         workspace = "measured" if not num_unknown else f"measured, {num_unknown} operations unknown"
     static = static_memory(

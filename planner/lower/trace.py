@@ -252,6 +252,11 @@ def tangents_of(module: fx.GraphModule) -> list[fx.Node]:
     return [n for n in nodes if n.op == "placeholder" and isinstance(n.meta["desc"], TangentAOTInput)]
 
 
+def profiler_is_on() -> bool:
+    """Whether a profiler runs in this process: another one would end it, so nothing can be measured inside."""
+    return torch._C._autograd._profiler_enabled()  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def _layer(call: fx.Node) -> str:
     """Name of the module that a call comes from; of a call in backward, that of the forward call."""
     names = call.meta.get(_FORWARD_LAYER) or call.meta.get(_BACKWARD_LAYER) or {"": None}

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from planner import capture
-from planner.lower import fakes, trace
+from planner.lower import fakes, signature, trace
 
 
 def exported():
@@ -62,9 +62,9 @@ def test_operators_tell_whether_they_draw_random_numbers_or_write_their_argument
 
 
 def test_pytree_paths_name_the_leaves():
-    words = capture.input_words({"x": torch.zeros(2), "y": [torch.zeros(3, dtype=torch.int64)]})
+    words = signature.input_words({"x": torch.zeros(2), "y": [torch.zeros(3, dtype=torch.int64)]})
     assert words == ("['x']: float32 [2]", "['y'][0]: int64 [3]")
-    assert capture.input_words(torch.zeros(2)) == ("[0]: float32 [2]",)
+    assert signature.input_words(torch.zeros(2)) == ("[0]: float32 [2]",)
 
 
 def test_the_dispatch_mode_sees_every_operation():
@@ -142,3 +142,10 @@ def test_a_module_may_branch_on_constants():
     batch = (torch.zeros(4, 3), torch.zeros(4, 2))
     graph = capture.capture(Masked(3, 2), batch, loss=nn.functional.mse_loss).graph
     assert any(node.op == "aten.addmm.default" for node in graph.nodes)
+
+
+def test_a_running_profiler_is_seen():
+    assert not trace.profiler_is_on()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]):
+        assert trace.profiler_is_on()
+    assert not trace.profiler_is_on()
