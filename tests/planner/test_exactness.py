@@ -88,10 +88,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "tied three times": (Tied, (64, 16)),
     "in place": (InPlace, (32, 8)),
     "interpolation": (Resampled, (2, 3, 12, 12)),
-    "lstm": (lambda: Recurrent(nn.LSTM), (4, 12, 24)),
-    "lstm, both directions": (lambda: Recurrent(nn.LSTM, bidirectional=True), (4, 12, 24)),
-    "gru": (lambda: Recurrent(nn.GRU), (4, 12, 24)),
-    "rnn": (lambda: Recurrent(nn.RNN), (4, 12, 24)),
+    "lstm": (lambda: Recurrent(nn.LSTM), (4, 6, 24)),
+    "lstm, both directions": (lambda: Recurrent(nn.LSTM, bidirectional=True), (4, 6, 24)),
+    "gru": (lambda: Recurrent(nn.GRU), (4, 6, 24)),
+    "rnn": (lambda: Recurrent(nn.RNN), (4, 6, 24)),
 }
 
 
