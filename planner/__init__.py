@@ -9,27 +9,32 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from planner.errors import CaptureError, InfeasibleError, PlanMismatchError
+    from planner.errors import CaptureError, CompilerError, InfeasibleError, PlanMismatchError
+    from planner.lower.out_of_memory import StepOutOfMemoryError
     from planner.pipeline import apply, plan
     from planner.plan_file import Plan
     from planner.step import StepModule
 
 __all__ = [
     "CaptureError",
+    "CompilerError",
     "InfeasibleError",
     "Plan",
     "PlanMismatchError",
     "StepModule",
+    "StepOutOfMemoryError",
     "apply",
     "plan",
 ]
 
 _HOME = {
     "CaptureError": "planner.errors",
+    "CompilerError": "planner.errors",
     "InfeasibleError": "planner.errors",
     "Plan": "planner.plan_file",
     "PlanMismatchError": "planner.errors",
     "StepModule": "planner.step",
+    "StepOutOfMemoryError": "planner.lower.out_of_memory",
     "apply": "planner.pipeline",
     "plan": "planner.pipeline",
 }

@@ -8,6 +8,9 @@ ValueError
 RuntimeError
 ├── CompilerError       the executor has no compiler for the device
 └── SolverError         a solver itself failed
+
+torch.OutOfMemoryError
+└── StepOutOfMemoryError  the device had no memory left in spite of a plan (planner.lower.out_of_memory)
 """
 
 from __future__ import annotations

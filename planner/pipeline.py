@@ -28,10 +28,9 @@ from planner.plan_file import ExecutorName, Plan, Provenance, instructions_of
 from planner.prepared import Prepared, plan_within
 from planner.problem import Budget, Problem
 from planner.schedule import Compute
-from planner.simulate import Trace, simulate
+from planner.simulate import Trace
 from planner.solution import Solution, Status
 from planner.solvers import DEFAULT_SOLVER
-from planner.solvers.retain_all import retain_all_schedule
 from planner.solving import chosen_solver
 from planner.step import StepModule
 from planner.step_table import StepTable
@@ -264,12 +263,8 @@ def _replanned(model: nn.Module, inputs: Any, plan: Plan) -> Plan:
     counted = here.resident_bytes - here.batch_bytes + bytes_of(plan.signature.inputs)
     elsewhere = plan.static_bytes - counted
     static = dataclasses.replace(here, unexplained_bytes=max(0, elsewhere))
-    problem = dataclasses.replace(prepared.problem, static=static)
-    again = dataclasses.replace(
-        prepared, problem=problem, retained_all=simulate(problem, retain_all_schedule(problem))
-    )
     return plan_within(
-        again,
+        prepared.with_problem(dataclasses.replace(prepared.problem, static=static)),
         budget=f"{plan.budget_bytes}B",
         time_limit_s=_REPLAN_LIMIT_S,
         gap=_REPLAN_GAP,

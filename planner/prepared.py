@@ -44,6 +44,10 @@ class Prepared(Generic[Answered]):
         """Replay the step with everything retained."""
         return Prepared(problem, simulate(problem, retain_all_schedule(problem)), hardware, written)
 
+    def with_problem(self, problem: Problem) -> Prepared[Answered]:
+        """The same step with other seconds or static memory."""
+        return Prepared.of(problem, hardware=self.hardware, written=self.written)
+
     def budgeted(self, budget: str) -> Problem:
         """The problem with a budget as a user states it.
 

@@ -113,10 +113,12 @@ def test_the_planner_offers_these_names():
 
     assert planner.__all__ == [
         "CaptureError",
+        "CompilerError",
         "InfeasibleError",
         "Plan",
         "PlanMismatchError",
         "StepModule",
+        "StepOutOfMemoryError",
         "apply",
         "plan",
     ]

@@ -1,14 +1,12 @@
-"""A captured graph -> the graph of the kernels that a code generator fuses its operations into."""
+"""Which operations of a captured graph a code generator fuses into one kernel."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from enum import Enum
 
-from cost_models.work import Work
-from planner.graph import Graph, Node, Value
+from planner.capturing.fused_graph import Fused, Kernel, fused_graph
+from planner.capturing.loops import Loop, Reduced, Role, joint_loop
+from planner.graph import Graph
 
 # Operations in one kernel at most, and values that one may read in place of an inlined one.
 _MOST_MEMBERS, _MOST_LEAVES = 64, 8
@@ -18,78 +16,6 @@ _MOST_INLINED = 32
 _ABOUT = 1.125
 # An output this many times smaller than what its operation reads costs nothing to make early.
 _SMALL = 8
-
-
-class Role(Enum):
-    """How an operation can share a kernel."""
-
-    ALONE = "alone"  # a kernel of its own: products, convolutions, attention, random and unknown operations
-    POINTWISE = "pointwise"  # one element from the elements at its place
-    REDUCTION = "reduction"  # sums up some dimensions
-
-
-class Reduced(Enum):
-    """Which dimensions a reduction sums up."""
-
-    NONE = "none"
-    INNER = "inner"  # the last ones: what comes after can run in the same pass over a row
-    OUTER = "outer"  # others, or all: its result is there when the whole kernel has ended
-
-
-@dataclass(frozen=True)
-class Loop:
-    """The loop of one operation.
-
-    Attributes:
-        role: how it can share a kernel.
-        num_read: elements that it runs over.
-        num_made: elements of its result; those of the loop but for a reduction.
-        reduced: dimensions that it sums up.
-    """
-
-    role: Role
-    num_read: int = 0
-    num_made: int = 0
-    reduced: Reduced = Reduced.NONE
-
-
-ALONE = Loop(Role.ALONE)
-
-
-@dataclass(frozen=True)
-class Fused:
-    """Kernels in place of operations.
-
-    Attributes:
-        graph: one node a kernel, one value for what is in memory between kernels.
-        members: for each kernel the nodes that it computes, in order; one may be in several.
-        values: for each value its index in the graph of operations.
-    """
-
-    graph: Graph
-    members: tuple[tuple[int, ...], ...]
-    values: tuple[int, ...]
-
-
-@dataclass
-class _Kernel:
-    """One kernel while it grows.
-
-    Attributes:
-        roots: operations whose results it may write.
-        inlined: operations that it computes on the way.
-        reads: values that it reads, makers inside included.
-        loop: of all; `num_read` is its longest.
-        is_free: it may be fused with others.
-        merged: its operations are in another one now.
-    """
-
-    roots: list[int]
-    inlined: set[int]
-    reads: set[int]
-    loop: Loop
-    is_free: bool
-    merged: bool = False
 
 
 def fuse(graph: Graph, loops: Sequence[Loop]) -> Fused:
@@ -115,7 +41,7 @@ def fuse(graph: Graph, loops: Sequence[Loop]) -> Fused:
     for index in range(len(graph.nodes)):
         if index not in builder.cones:
             builder.place(index)
-    return builder.finish()
+    return fused_graph(graph, builder.kernels)
 
 
 class _Builder:
@@ -127,7 +53,7 @@ class _Builder:
         self.num_alone = [0]
         for loop in loops:
             self.num_alone.append(self.num_alone[-1] + (loop.role is Role.ALONE))
-        self.kernels: list[_Kernel] = []
+        self.kernels: list[Kernel] = []
         self.kernel_of: dict[int, int] = {}
         self.readers: dict[int, set[int]] = {}
         self.last_alone = -1
@@ -184,7 +110,7 @@ class _Builder:
             for v in self.graph.nodes[m].inputs
             if self._maker(v) not in self.cones
         }
-        new = _Kernel([index], inlined, reads, loop, loop.role is not Role.ALONE)
+        new = Kernel([index], inlined, reads, loop, loop.role is not Role.ALONE)
         sources = sorted({self.kernel_of[self._maker(v)] for v in reads}, reverse=True)
         at = next((k for k in self._candidates(new, sources) if self._may_join(new, k)), None)
         if at is None:
@@ -199,7 +125,7 @@ class _Builder:
             if source != at and self._may_delay(source, at):
                 self._merge(source, at)
 
-    def _candidates(self, new: _Kernel, sources: list[int]) -> list[int]:
+    def _candidates(self, new: Kernel, sources: list[int]) -> list[int]:
         """Kernels that a new one may join: that of its last input; for a sum any later one that reads the same."""
         latest = sources[0] if sources else -1
         found = [latest] if latest >= 0 else []
@@ -208,9 +134,9 @@ class _Builder:
             found += [k for k in later if self.kernels[k].reads & new.reads]
         return found
 
-    def _may_join(self, new: _Kernel, at: int) -> bool:
+    def _may_join(self, new: Kernel, at: int) -> bool:
         kernel = self.kernels[at]
-        if not self._alike(new, kernel) or _joint_loop(kernel.loop, new.loop) is None:
+        if not self._alike(new, kernel) or joint_loop(kernel.loop, new.loop) is None:
             return False
         inside = self._made(kernel.roots)
         if (
@@ -246,14 +172,14 @@ class _Builder:
         a, b = self.kernels[source], self.kernels[at]
         if source > at or self.last_alone > source or not self._alike(a, b):
             return False
-        if _joint_loop(a.loop, b.loop) is None:
+        if joint_loop(a.loop, b.loop) is None:
             return False
         made = self._made(a.roots)
         if a.loop.reduced is Reduced.OUTER and b.loop.num_read > a.loop.num_made and made & b.reads:
             return False
         return all(k == source or k >= at for v in made for k in self.readers.get(v, ()))
 
-    def _alike(self, a: _Kernel, b: _Kernel) -> bool:
+    def _alike(self, a: Kernel, b: Kernel) -> bool:
         x, y = self.graph.nodes[a.roots[0]], self.graph.nodes[b.roots[0]]
         return (
             a.is_free
@@ -264,9 +190,9 @@ class _Builder:
             and len(a.roots) + len(a.inlined | b.inlined) + len(b.roots) <= _MOST_MEMBERS
         )
 
-    def _take_in(self, at: int, new: _Kernel) -> None:
+    def _take_in(self, at: int, new: Kernel) -> None:
         kernel = self.kernels[at]
-        joint = _joint_loop(kernel.loop, new.loop)
+        joint = joint_loop(kernel.loop, new.loop)
         assert joint is not None
         kernel.loop = joint
         kernel.roots += new.roots
@@ -281,7 +207,7 @@ class _Builder:
             self.readers[v].discard(source)
         old.merged, old.is_free = True, False
 
-    def _note(self, at: int, new: _Kernel) -> None:
+    def _note(self, at: int, new: Kernel) -> None:
         for root in new.roots:
             self.kernel_of[root] = at
         for v in new.reads:
@@ -289,86 +215,3 @@ class _Builder:
 
     def _bytes(self, values: Iterable[int]) -> int:
         return sum(self.graph.values[v].size_bytes for v in values)
-
-    # -- the graph of kernels
-
-    def finish(self) -> Fused:
-        """Number kernels and the values between them."""
-        nodes: list[Node] = []
-        values: list[Value] = []
-        members: list[tuple[int, ...]] = []
-        olds: list[int] = []
-        new_of: dict[int, int] = {}
-        for at, kernel in enumerate(self.kernels):
-            if kernel.merged:
-                continue
-            made = [v for root in sorted(kernel.roots) for v in self.graph.nodes[root].outputs]
-            outputs = [v for v in made if self._is_read_elsewhere(v, at)]
-            inputs = [new_of[v] for v in sorted(kernel.reads - set(made))]
-            for v in outputs:
-                new_of[v] = len(values)
-                values.append(dataclasses.replace(self.graph.values[v], node=len(nodes)))
-                olds.append(v)
-            inside = tuple(sorted({*kernel.roots, *kernel.inlined}))
-            nodes.append(self._node(kernel, inside, inputs, [new_of[v] for v in outputs], values))
-            members.append(inside)
-        return Fused(Graph(tuple(nodes), tuple(values)), tuple(members), tuple(olds))
-
-    def _is_read_elsewhere(self, value: int, at: int) -> bool:
-        alone = not self.kernels[at].is_free
-        return alone or self.graph.values[value].is_held or bool(self.readers.get(value, set()) - {at})
-
-    def _node(
-        self,
-        kernel: _Kernel,
-        inside: tuple[int, ...],
-        inputs: list[int],
-        outputs: list[int],
-        values: list[Value],
-    ) -> Node:
-        """One kernel as a node: a roofline over what it reads and writes, and all its arithmetic."""
-        last = self.graph.nodes[max(kernel.roots)]
-        if len(inside) == 1:
-            return dataclasses.replace(last, inputs=tuple(inputs), outputs=tuple(outputs))
-        ops = [self.graph.nodes[m] for m in inside]
-        read_bytes = sum(values[v].size_bytes for v in inputs) + sum(map(self._not_values_bytes, ops))
-        roots = [self.graph.nodes[m] for m in kernel.roots]
-        return Node(
-            name=last.name,
-            op="fused " + " ".join(op.op.split(".")[1] if "." in op.op else op.op for op in ops),
-            phase=last.phase,
-            inputs=tuple(inputs),
-            outputs=tuple(outputs),
-            work=Work(
-                flop=sum(op.work.flop for op in ops),
-                read_bytes=read_bytes,
-                written_bytes=sum(values[v].size_bytes for v in outputs),
-                dtype=last.work.dtype,
-                kind="elementwise" if kernel.loop.reduced is Reduced.NONE else "reduction",
-            ),
-            can_rematerialize=all(op.can_rematerialize for op in roots),
-            layer=next((op.layer for op in reversed(roots) if op.layer), ""),
-            keeps_place=any(op.keeps_place for op in roots),
-        )
-
-    def _not_values_bytes(self, node: Node) -> int:
-        """Bytes that an operation reads of parameters and inputs of the step."""
-        return max(0, node.work.read_bytes - self._bytes(node.inputs))
-
-
-def _joint_loop(a: Loop, b: Loop) -> Loop | None:
-    """The loop of a kernel with both, None where they do not fit.
-
-    >>> row = Loop(Role.REDUCTION, 12, 3, Reduced.INNER)
-    >>> _joint_loop(row, Loop(Role.POINTWISE, 12, 12)) == row
-    True
-    >>> _joint_loop(row, Loop(Role.REDUCTION, 12, 4, Reduced.OUTER)) is None
-    True
-    """
-    if a.reduced is not Reduced.NONE and b.reduced is not Reduced.NONE:
-        return a if (a.num_read, a.num_made, a.reduced) == (b.num_read, b.num_made, b.reduced) else None
-    if b.reduced is not Reduced.NONE:
-        a, b = b, a
-    if a.reduced is Reduced.NONE:
-        return a if a.num_read == b.num_read else None
-    return a if b.num_read in (a.num_read, a.num_made) else None

@@ -9,7 +9,8 @@ import re
 import torch
 from torch import fx
 
-from planner.capturing.fusion import ALONE, Loop, Reduced, Role, fuse
+from planner.capturing.fusion import fuse
+from planner.capturing.loops import ALONE, Loop, Reduced, Role
 from planner.capturing.reading import Reading
 
 _POINTWISE = re.compile(r"aten\._to_copy|(aten|prims)\.(full|full_like|scalar_tensor|iota|arange)\.\w+")

@@ -17,8 +17,6 @@ from planner.lower.module import PlannedModule
 from planner.plan_file import Plan
 from planner.prepared import Prepared, plan_within
 from planner.problem import Budget, BudgetKind
-from planner.simulate import simulate
-from planner.solvers.retain_all import retain_all_schedule
 
 _log = logging.getLogger(__name__)
 # Plans made at most; each is corrected by what the one before took.
@@ -112,7 +110,4 @@ def calibrated_plan(
 def _charged(prepared: Prepared[Plan], unexplained_bytes: int) -> Prepared[Plan]:
     """The step with some more bytes that are always there."""
     static = dataclasses.replace(prepared.problem.static, unexplained_bytes=unexplained_bytes)
-    problem = dataclasses.replace(prepared.problem, static=static)
-    return dataclasses.replace(
-        prepared, problem=problem, retained_all=simulate(problem, retain_all_schedule(problem))
-    )
+    return prepared.with_problem(dataclasses.replace(prepared.problem, static=static))

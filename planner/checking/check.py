@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from planner.checking.calibrated import Calibrated, calibrated_plan
+from planner.checking.compare import first_difference, largest_difference
 from planner.checking.node_times import with_measured_times
-from planner.checking.real_step import RealStep, first_difference, interleaved, largest_difference
+from planner.checking.real_step import RealStep, interleaved
 from planner.inputs.workload import SolverSpec
 from planner.plan_file import Plan
 from planner.prepared import Prepared

@@ -15,8 +15,7 @@ from planner.lower.inductor import with_kernels
 from planner.lower.module import PlannedModule
 from planner.plan_file import Plan
 from planner.prepared import Prepared, plan_within
-from planner.simulate import simulate
-from planner.solvers.retain_all import RetainAll, retain_all_schedule
+from planner.solvers.retain_all import RetainAll
 
 T = TypeVar("T")
 
@@ -27,9 +26,8 @@ def with_measured_times(
     """The step priced with what its operations take on this device, on these data.
 
     It runs with everything retained, operation by operation or kernel by kernel; each gets the lower quartile of
-    its times (what disturbs a step only adds to them).
-    A loss outside of the module is not timed: its operations keep the prices that they have, times the ratio that
-    all others show.
+    its times (what disturbs a step only adds to them). A loss outside of the module is not timed: its operations
+    keep the prices that they have, times the ratio that all others show.
 
     Args:
         prepared: the step, priced by any cost model.
@@ -58,10 +56,7 @@ def with_measured_times(
         running.timed(seed=turn)
         timed.collect()
     costed = prepared.problem.costed
-    problem = dataclasses.replace(prepared.problem, costed=_priced(costed, timed))
-    return dataclasses.replace(
-        prepared, problem=problem, retained_all=simulate(problem, retain_all_schedule(problem))
-    )
+    return prepared.with_problem(dataclasses.replace(prepared.problem, costed=_priced(costed, timed)))
 
 
 def _usual(seconds: list[float]) -> float:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 # A function of one list of tensors, which it empties as it reads.
 Boxed = Callable[[list[Any]], Any]
@@ -77,12 +78,14 @@ class Timed:
 
 
 class _TimedHalf(fx.Interpreter):
-    """One half, interpreted; `name` is written around each call."""
+    """One half, interpreted, each of its calls timed."""
 
     def __init__(self, half: fx.GraphModule, timed: Timed) -> None:
         super().__init__(half)
         self.timed = timed
         self._name = ""
+        vals = pytree.tree_leaves([node.meta.get("val") for node in half.graph.nodes])
+        self._on_cuda = any(isinstance(v, torch.Tensor) and v.device.type == "cuda" for v in vals)
 
     def run_boxed(self, arguments: list[Any]) -> Any:
         """Run with a list of arguments, emptied first."""
@@ -98,7 +101,7 @@ class _TimedHalf(fx.Interpreter):
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Time one call."""
         name = self._name
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
+        if self._on_cuda:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
             out = target(*args, **kwargs)

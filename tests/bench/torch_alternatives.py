@@ -23,8 +23,9 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch.utils.checkpoint import checkpoint
 
 from planner.checking.calibrated import Calibrated, calibrated_plan
+from planner.checking.compare import first_difference
 from planner.checking.node_times import with_measured_times
-from planner.checking.real_step import Left, RealStep, Running, first_difference
+from planner.checking.real_step import Left, RealStep, Running
 from planner.errors import InfeasibleError
 from planner.inputs.workload import SolverSpec
 from planner.lower.trace import pytree

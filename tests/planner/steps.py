@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 import planner
-from planner.checking.real_step import Left, RealStep, first_difference
+from planner.checking.compare import first_difference
+from planner.checking.real_step import Left, RealStep
 
 
 def planned_within(

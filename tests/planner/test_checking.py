@@ -16,15 +16,14 @@ import planner
 from orchestrator.cli import app
 from planner.checking.calibrated import calibrated_plan
 from planner.checking.check import beside_eager, check
+from planner.checking.compare import equal_bits, first_difference
 from planner.checking.node_times import with_measured_times
-from planner.checking.real_step import Left, RealStep, equal_bits, first_difference, interleaved
+from planner.checking.real_step import Left, RealStep, interleaved
 from planner.inputs.workload import SolverSpec
 from planner.lower.executor import marked_boxed
 from planner.lower.module import PlannedModule
 from planner.lower.out_of_memory import StepOutOfMemoryError
 from planner.pipeline import prepare
-from planner.simulate import simulate
-from planner.solvers.retain_all import retain_all_schedule
 from tests.models import TinyGPT, token_loss
 
 SOLVER = SolverSpec(time_limit="5s")
@@ -37,7 +36,7 @@ def tokens(rows: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
 def left(**changes: Any) -> Left:
     zero = torch.zeros(2)
     return Left(**({"outputs": {}, "loss": zero, "gradients": {"a": zero, "b": None}, "buffers": {"c": zero},
-                    "random_state": zero, "peak_bytes": 0, "cpu_s": 0.0} | changes))  # fmt: skip
+                    "random_state": zero, "peak_bytes": 0} | changes))  # fmt: skip
 
 
 def test_every_kind_of_difference_is_found_and_named():
@@ -71,10 +70,7 @@ def test_a_prediction_that_is_too_low_is_corrected_until_the_measured_step_fits(
     static = dataclasses.replace(
         prepared.problem.static, parameter_bytes=prepared.problem.static.parameter_bytes - missing
     )
-    problem = dataclasses.replace(prepared.problem, static=static)
-    wrong = dataclasses.replace(
-        prepared, problem=problem, retained_all=simulate(problem, retain_all_schedule(problem))
-    )
+    wrong = prepared.with_problem(dataclasses.replace(prepared.problem, static=static))
     budget_bytes = int(0.7 * prepared.retained_all.peak_bytes)
     found = calibrated_plan(
         wrong, model, RealStep(*batch, loss=token_loss), budget=f"{budget_bytes}B", solver=SOLVER

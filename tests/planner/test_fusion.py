@@ -7,7 +7,8 @@ import random
 import pytest
 
 from cost_models.work import Work
-from planner.capturing.fusion import ALONE, Loop, Reduced, Role, fuse
+from planner.capturing.fusion import fuse
+from planner.capturing.loops import ALONE, Loop, Reduced, Role
 from planner.graph import Graph, Node, Phase, Value, ValueKind
 
 F, B = Phase.FORWARD, Phase.BACKWARD

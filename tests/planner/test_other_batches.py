@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import planner
-from planner.checking.real_step import first_difference
+from planner.checking.compare import first_difference
 from planner.lower.other_batch import bytes_of, only_sizes_differ
 from tests.models import TinyGPT, token_loss
 from tests.planner.steps import EQUAL, left_of
