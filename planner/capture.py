@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
+from planner.capturing.in_place import with_overwrites
 from planner.capturing.kernels import in_kernels
 from planner.capturing.reading import Calls, OutputRole, Reading, read_joint
 from planner.capturing.stitch import stitch
@@ -45,7 +46,7 @@ class Captured:
 
     Attributes:
         graph: nodes and storages of forward, loss and backward.
-        calls: for each node the FX call that it was read from; None for nodes without one.
+        calls: for each node the FX calls that run for it; None for nodes without one.
         signature: what it was captured from.
         parameter_bytes: parameters and buffers.
         trainable_bytes: parameters that get a gradient.
@@ -53,7 +54,7 @@ class Captured:
     """
 
     graph: Graph
-    calls: Calls
+    calls: tuple[Calls, ...]
     signature: Signature
     parameter_bytes: int
     trainable_bytes: int
@@ -95,7 +96,7 @@ def capture(
         fake_inputs = fake_tree(inputs, fake_mode)
         joint = export(stack, fake_model, fake_inputs, executor=executor)
         reading = reading_of(joint, executor=executor)
-        graph, calls = reading.graph, reading.calls
+        graph, calls = reading.graph, tuple(map(reading.calls_run, range(len(reading.calls))))
         layouts: Layouts = ()
         if loss is None:
             root_bytes = _scalar(reading).element_size()
@@ -154,9 +155,9 @@ def export(
 
 
 def reading_of(joint: JointWithDescriptors, *, executor: ExecutorName) -> Reading:
-    """Nodes and values of an exported joint graph: a node is an operation, or a kernel of inductor."""
+    """Nodes and values of an exported joint graph: a node is an operation with those in its place, or a kernel."""
     reading = read_joint(traced_of(joint.graph_module))
-    return in_kernels(reading) if executor == "inductor" else reading
+    return in_kernels(reading) if executor == "inductor" else with_overwrites(reading)
 
 
 def _batch_bytes(batch: Any) -> int:

@@ -72,5 +72,7 @@ def annotate(graph: Graph, cost_model: CostModel) -> CostedGraph:
         The graph with seconds.
     """
     return CostedGraph(
-        graph, tuple(cost_model.time_s(node.work) for node in graph.nodes), cost_model=cost_model.name
+        graph,
+        tuple(sum(cost_model.time_s(work) for work in (node.work, *node.then)) for node in graph.nodes),
+        cost_model=cost_model.name,
     )

@@ -71,6 +71,7 @@ class Node:
         workspace_bytes: allocated and freed while it runs, besides inputs and outputs.
         layer: qualified name of the module that it comes from, "" if unknown.
         keeps_place: it is not reordered among others of its kind: random, or with an effect besides its outputs.
+        then: demand of further operations, each in the memory of the output of the one before.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Node:
     workspace_bytes: int = 0
     layer: str = ""
     keeps_place: bool = False
+    then: tuple[Work, ...] = ()
 
 
 @dataclass(frozen=True)

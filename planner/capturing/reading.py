@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -77,6 +77,21 @@ class Traced:
 
 
 @dataclass(frozen=True)
+class Overwrite:
+    """How a call writes its result over one of its arguments.
+
+    Attributes:
+        argument: that it writes over.
+        operator: that does it, to its first argument.
+        position: of the argument in the call; 1 where the order does not matter.
+    """
+
+    argument: fx.Node
+    operator: torch._ops.OpOverload
+    position: int
+
+
+@dataclass(frozen=True)
 class Reading:
     """The graph of a joint trace, and the way back from it to FX.
 
@@ -91,7 +106,9 @@ class Reading:
         output_vals: fake tensors of the plain outputs by index, then those of the tensors that some of them lie in.
         views_out: plain output without a gradient of its own -> the one that it is a view of, and the calls that
             make the view.
-        members: for each node the calls that it computes in one kernel; empty where each is its own call alone.
+        members: for each node the calls that it computes, in one kernel or in one place; empty where each is its
+            own call alone.
+        overwrites: the calls that run in the memory of an argument, in the node that makes it.
     """
 
     traced: Traced
@@ -104,6 +121,11 @@ class Reading:
     output_vals: tuple[Any, ...]
     views_out: Mapping[int, tuple[int, tuple[fx.Node, ...]]]
     members: tuple[Calls, ...] = ()
+    overwrites: Mapping[fx.Node, Overwrite] = field(default_factory=dict)
+
+    def calls_run(self, node: int) -> Calls:
+        """The calls that run one after the other for a node; of a kernel its last one."""
+        return self.members[node] if self.overwrites else (self.calls[node],)
 
 
 class _Builder:

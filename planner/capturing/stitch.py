@@ -11,7 +11,7 @@ from planner.capturing.reading import Calls, OutputRole, Reading
 from planner.graph import Graph, Node, Phase, Value, ValueKind
 
 
-def stitch(model: Reading, loss: Reading, *, tangents_stay: bool) -> tuple[Graph, Calls]:
+def stitch(model: Reading, loss: Reading, *, tangents_stay: bool) -> tuple[Graph, tuple[Calls, ...]]:
     """Put the loss's own forward and backward between the model's.
 
     The loss runs in eager mode: its values cannot be rematerialized. The gradients that it hands over die when
@@ -23,7 +23,7 @@ def stitch(model: Reading, loss: Reading, *, tangents_stay: bool) -> tuple[Graph
         tangents_stay: the gradients that the loss hands over stay until backward ends.
 
     Returns:
-        The whole step, and the call of each of its nodes.
+        The whole step, and the calls of each of its nodes.
     """
     joined = _Joined()
     forward = range(model.graph.num_forward)
@@ -49,8 +49,10 @@ def stitch(model: Reading, loss: Reading, *, tangents_stay: bool) -> tuple[Graph
     backward = range(len(forward), len(model.graph.nodes))
     joined.append(model.graph, backward, model_values, tangents=tangents, reads=model.tangents_read)
     graph = Graph(tuple(joined.nodes), tuple(joined.values))
-    between = (*loss.calls, *[None] * (len(joined.nodes) - len(model.calls) - len(loss.calls)))
-    return graph, (*model.calls[: len(forward)], *between, *model.calls[len(forward) :])
+    calls = [model.calls_run(index) for index in range(len(model.calls))]
+    between: list[Calls] = [(call,) for call in loss.calls]
+    between += [(None,)] * (len(joined.nodes) - len(calls) - len(between))
+    return graph, (*calls[: len(forward)], *between, *calls[len(forward) :])
 
 
 def _as_eager_holds(loss: Reading) -> Graph:

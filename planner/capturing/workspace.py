@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ class _Allocated:
     output_bytes: tuple[int, ...]
 
 
-def with_workspaces(graph: Graph, calls: Calls) -> tuple[Graph, int]:
+def with_workspaces(graph: Graph, calls: Sequence[Calls]) -> tuple[Graph, int]:
     """The graph with workspace and true output storages, from one run of each distinct operation on zeros.
 
     One operation's inputs and outputs exist at a time; random generators are left as they were. The number of
@@ -52,7 +52,8 @@ def with_workspaces(graph: Graph, calls: Calls) -> tuple[Graph, int]:
 
     Args:
         graph: a captured step.
-        calls: for each node its FX call, with fake tensors in its metadata.
+        calls: for each node its FX calls, with fake tensors in their metadata; those after the first are pointwise
+            and run in place.
 
     Returns:
         The graph, and how many distinct operations could not be run alone (they count 0).
@@ -62,7 +63,7 @@ def with_workspaces(graph: Graph, calls: Calls) -> tuple[Graph, int]:
     true_bytes: dict[fx.Node, int] = {}
     nodes, values = list(graph.nodes), list(graph.values)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        for index, (node, call) in enumerate(zip(graph.nodes, calls, strict=True)):
+        for index, (node, (call, *_)) in enumerate(zip(graph.nodes, calls, strict=True)):
             is_loss = "_loss" in node.op
             if call is None or (node.work.kind in _WITHOUT_WORKSPACE and not is_loss):
                 continue
@@ -81,6 +82,10 @@ def with_workspaces(graph: Graph, calls: Calls) -> tuple[Graph, int]:
             if len(found.output_bytes) == len(node.outputs):
                 for v, size in zip(node.outputs, found.output_bytes, strict=True):
                     values[v] = dataclasses.replace(values[v], size_bytes=max(size, values[v].size_bytes))
+        for index, (_, *then) in enumerate(calls):
+            most = max((_of_numbers(call, numbers) for call in then if call is not None), default=0)
+            if most > nodes[index].workspace_bytes:
+                nodes[index] = dataclasses.replace(nodes[index], workspace_bytes=most)
     return Graph(tuple(nodes), tuple(values)), sum(found is None for found in known.values())
 
 

@@ -67,12 +67,11 @@ def _usual(seconds: list[float]) -> float:
 def _priced(costed: CostedGraph, timed: Timed) -> CostedGraph:
     """The graph with measured seconds where there are some, and the others scaled to them."""
     nodes = costed.graph.nodes
-    measured = [
-        _usual(timed.seconds[node.name])
-        if node.phase is not Phase.LOSS and node.name in timed.seconds
-        else None
-        for node in nodes
-    ]
+    usual: dict[str, float] = {}
+    for call, seconds in timed.seconds.items():
+        node = timed.part_of.get(call, call)
+        usual[node] = usual.get(node, 0.0) + _usual(seconds)
+    measured = [None if node.phase is Phase.LOSS else usual.get(node.name) for node in nodes]
     pairs = [(new, old) for new, old in zip(measured, costed.time_s, strict=True) if new is not None]
     priced = sum(old for _, old in pairs)
     ratio = sum(new for new, _ in pairs) / priced if priced else 1.0

@@ -10,6 +10,8 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from planner.lower.partition import PART_OF
+
 # A function of one list of tensors, which it empties as it reads.
 Boxed = Callable[[list[Any]], Any]
 
@@ -49,11 +51,13 @@ class Timed:
     add to; on CUDA those between two events.
 
     Attributes:
-        seconds: name -> seconds of each run.
+        seconds: name of a call -> seconds of each run.
+        part_of: name of a call -> name of the node of the plan's graph that it runs for, where that is another.
     """
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}
+        self.part_of: dict[str, str] = {}
         self._events: list[tuple[str, Any, Any]] = []
 
     def __call__(self, half: fx.GraphModule, example_inputs: Any) -> Boxed:
@@ -96,6 +100,8 @@ class _TimedHalf(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """Remember whose call is next."""
         self._name = n.name
+        if PART_OF in n.meta:
+            self.timed.part_of[n.name] = n.meta[PART_OF]
         return super().run_node(n)
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -21,6 +21,8 @@ _BATCH_NORM_AGAIN = torch.ops.aten._native_batch_norm_legit.no_stats
 
 # On a call of a half: (name of the kernel that it is part of, number that no other run of a kernel has).
 KERNEL = "lowtide_kernel"
+# On a call of a half: name of the node of the graph that it runs for.
+PART_OF = "lowtide_node"
 
 
 def partition(reading: Reading, schedule: Schedule) -> tuple[fx.GraphModule, fx.GraphModule]:
@@ -82,7 +84,9 @@ class _Half:
                 self.here[node] = self._copy(node)
         self.anchor = next(iter(self.graph.nodes), None)
         # Calls that ran before, here or in the other half.
-        self.ran = set(reading.calls[: reading.graph.num_forward]) if tangents else set[fx.Node | None]()
+        self.ran: set[fx.Node | None] = set()
+        if tangents:
+            self.ran.update(*map(reading.calls_run, range(reading.graph.num_forward)))
 
     def run(self, instructions: Iterable[Instruction]) -> None:
         """Write the calls in order; a freed value is forgotten with all its views."""
@@ -91,15 +95,33 @@ class _Half:
                 for node in self.shown_by.get(step.value, ()):
                     self.here.pop(node, None)
                 continue
-            call = self.reading.calls[step.node]
-            if self.reading.members and len(self.reading.members[step.node]) > 1:
+            calls = self.reading.calls_run(step.node)
+            if self.reading.members and len(self.reading.members[step.node]) > len(calls):
                 self.emit_kernel(step.node)
-            elif call is None:
+            elif calls == (None,):
                 mutations = (f.node for f in self.reading.traced.outputs if f.role is OutputRole.MUTATION)
                 self.returned = {node: self.fetch(node) for node in mutations if node is not None}
             else:
-                self.emit(call, again=call in self.ran)
-                self.ran.add(call)
+                self.emit_in_place(step.node)
+
+    def emit_in_place(self, node: int) -> None:
+        """Write the calls of one node; each after the first runs in the memory of the one before."""
+        for call in self.reading.calls_run(node):
+            assert call is not None
+            overwrite = self.reading.overwrites.get(call)
+            if overwrite is not None and call in self.here:
+                continue  # the node runs again for another output; this one is there
+            self.written = []
+            gone = []
+            if overwrite is not None:
+                (lies_in,) = self.reading.shows[call]
+                gone = [shown for shown in self.shown_by[lies_in] if shown in self.here]
+            self.emit(call, again=call in self.ran)
+            self.ran.add(call)
+            for _, new in self.written:
+                new.meta[PART_OF] = self.reading.graph.nodes[node].name
+            for shown in gone:
+                del self.here[shown]
 
     def emit_kernel(self, node: int) -> None:
         """Write the calls of one kernel, marked as such; afterwards only what it makes for others is there."""
@@ -133,6 +155,11 @@ class _Half:
             state = self.reading.traced.states[call]
             kwargs = {**kwargs, "replayed_device": state.args[0]}
             target, args = replay, (self.fetch(state), target, *args)
+        overwrite = self.reading.overwrites.get(call)
+        if overwrite is not None:
+            target = overwrite.operator
+            if overwrite.position == 1:
+                args = (args[1], args[0], *args[2:])
         new = self.here[call] = self.graph.create_node("call_function", target, args, kwargs, name=call.name)
         new.meta = dict(call.meta)
         self.written.append((call, new))

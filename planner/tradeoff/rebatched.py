@@ -98,6 +98,7 @@ def scaling(
             replace(
                 a,
                 work=work_at(a.work, b.work, size),
+                then=tuple(work_at(c, d, size) for c, d in zip(a.then, b.then, strict=True)),
                 workspace_bytes=whole(a.workspace_bytes, b.workspace_bytes, size),
             )
             for a, b in zip(one.nodes, two.nodes, strict=True)
