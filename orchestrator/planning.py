@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Iterator
 
 import torch
 
@@ -14,6 +12,7 @@ from planner import Plan
 from planner.checking.from_file import Checked, checked_workload
 from planner.inputs.workload import Workload
 from planner.lower.fakes import building_without_memory
+from planner.measure import threads
 from planner.pipeline import plan_prepared, prepare_workload
 from planner.prepared import Prepared
 
@@ -44,7 +43,7 @@ def plan_job(job: JobSpec) -> Plan:
 
 def prepare_job(job: JobSpec) -> Prepared[Plan]:
     """The step of each rank of a job, ready to be planned; raises what `plan_job` raises but InfeasibleError."""
-    with _threads_of(job):
+    with threads(job.train.threads_per_worker):
         return prepare_workload(
             job,
             device=job.train.device,
@@ -52,17 +51,6 @@ def prepare_job(job: JobSpec) -> Prepared[Plan]:
             world_size=job.train.workers,
             accumulation=job.train.accumulation,
         )
-
-
-@contextlib.contextmanager
-def _threads_of(job: JobSpec) -> Iterator[None]:
-    """As many threads as a rank will have: some kernels allocate for each."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(job.train.threads_per_worker)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)
 
 
 def prepare_step(workload: Workload) -> Prepared[Plan]:
@@ -74,10 +62,11 @@ def check_step(workload: Workload) -> Checked:
     """The step of one rank that trains alone, built really, with a job's optimizer and micro-batches."""
     if not isinstance(workload, JobSpec):
         return checked_workload(workload)
-    with _threads_of(workload):
+    train = workload.train
+    with threads(train.threads_per_worker):
         return checked_workload(
             workload,
-            device=workload.train.device,
+            device=train.device,
             optimizer=functools.partial(make_optimizer, workload),
-            accumulation=workload.train.accumulation,
+            accumulation=train.accumulation,
         )

@@ -106,3 +106,14 @@ def _allocations(events: profile) -> Iterator[int]:
 def _highest(changes: Iterable[int]) -> int:
     """The highest running sum, at least 0."""
     return max(itertools.accumulate(changes, initial=0))
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Inside, operations on the CPU run on so many threads: some kernels allocate for each."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -132,7 +132,7 @@ def _follow(
             for process in processes:
                 process.join(_GRACE_S)
             errors += [content for content in _drain(messages) if isinstance(content, RankError)]
-        # Rank 0 says its outcome after the last collective and the last checkpoint: how a rank ends then is no matter.
+        # Rank 0 says its outcome after the last collective and checkpoint: how a rank ends then is no matter.
         if outcome is None:
             _raise_failure(processes, errors)
         if all_ended:
@@ -193,7 +193,7 @@ def _rank_process(
     finally:
         messages.close()
         messages.join_thread()
-    # Everything is said. The interpreter's own end is left out: threads of torch now and then abort a process in it.
+    # All is said. The interpreter's own end is left out: threads of torch now and then abort a process in it.
     os._exit(0)
 
 

@@ -24,11 +24,13 @@ class Checked:
         prepared: the step of one rank.
         module: real, in training mode.
         step: batch, loss and optimizer.
+        num_threads: of the rank; it must run with as many as it was planned with.
     """
 
     prepared: Prepared[Plan]
     module: nn.Module
     step: RealStep
+    num_threads: int
 
 
 def checked_workload(
@@ -61,4 +63,4 @@ def checked_workload(
     step = RealStep(
         inputs=inputs if loss is None else (inputs, targets), optimizer=optimizer, accumulation=accumulation
     )
-    return Checked(prepared, module, step)
+    return Checked(prepared, module, step, torch.get_num_threads())

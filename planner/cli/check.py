@@ -92,18 +92,20 @@ def check_command(
 
 def _answer(checked: Checked, workload: Workload, *, out: Path | None, rounds: int, tell: Tell) -> Answer:
     from planner.checking.check import check
+    from planner.measure import threads
     from planner.report.check import check_lines, check_object
 
     try:
-        found = check(
-            checked.prepared,
-            checked.module,
-            checked.step,
-            budget=workload.budget,
-            solver=workload.solver,
-            rounds=rounds,
-            tell=tell,
-        )
+        with threads(checked.num_threads):
+            found = check(
+                checked.prepared,
+                checked.module,
+                checked.step,
+                budget=workload.budget,
+                solver=workload.solver,
+                rounds=rounds,
+                tell=tell,
+            )
     except InfeasibleError as error:
         return Answer(1, infeasible_object(error), complaint=str(error))
     if out is not None:
