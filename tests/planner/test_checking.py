@@ -23,6 +23,7 @@ from planner.inputs.workload import SolverSpec
 from planner.lower.executor import marked_boxed
 from planner.lower.module import PlannedModule
 from planner.lower.out_of_memory import StepOutOfMemoryError
+from planner.measure import threads
 from planner.pipeline import prepare
 from tests.models import TinyGPT, token_loss
 
@@ -179,6 +180,17 @@ def test_the_command_prints_what_is_equal_the_peaks_and_the_times(job: str, tmp_
     assert found["outputs_equal"] is found["gradients_equal"] is found["buffers_equal"] is True
     assert found["measured_peak_bytes"] <= found["budget_bytes"] < found["eager_peak_bytes"]
     assert planner.Plan.load(out).predicted_peak_bytes == found["predicted_peak_bytes"]
+
+
+def test_a_check_runs_on_the_threads_that_the_rank_was_planned_with():
+    # Gradients of convolutions take workspace for each thread; a rank of this job has one.
+    job = Path(__file__).parents[2] / "deploy" / "jobs" / "digits.yaml"
+    with threads(2):
+        done = CliRunner().invoke(app, ["check", str(job), "--budget", "88%", "--rounds", "1", "--json"])
+        assert torch.get_num_threads() == 2
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["measured_peak_bytes"] == found["predicted_peak_bytes"]
 
 
 @pytest.mark.parametrize(
