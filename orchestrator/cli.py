@@ -22,7 +22,7 @@ from planner.cli.answer import PrepareWorkload, explain_file
 from planner.cli.check import MakeReal, check_command
 from planner.cli.command import plan_command
 from planner.cli.request import AsJson, BudgetText, JobPath, PicturePath
-from planner.errors import InfeasibleError, SolverError
+from planner.errors import CompilerError, InfeasibleError, SolverError
 from planner.inputs.workload import Workload
 from planner.inputs.yaml_reader import read_yaml
 
@@ -192,7 +192,7 @@ def _answers(*, as_json: bool = False) -> Iterator[None]:
         yield
     except InfeasibleError as error:
         _leave(str(error), 1, as_json=as_json, smallest_feasible_bytes=error.smallest_feasible_bytes)
-    except SolverError as error:
+    except (SolverError, CompilerError) as error:
         _leave(str(error), 1, as_json=as_json)
     except RunFailedError as error:
         _leave(str(error), 2 if error.bad_input else 1, as_json=as_json)

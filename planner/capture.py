@@ -278,7 +278,10 @@ def _explain(error: Exception, *, part: str = "model") -> str:
     hint = (
         "The step depends on the values of tensors (data-dependent control flow); compute with torch.where or "
         "masks, or move the decision out of the module."
-        if any(word in type(error).__name__ for word in ("DataDependent", "GuardOn", "UserError"))
+        if any(
+            word in type(error).__name__
+            for word in ("DataDependent", "DynamicOutputShape", "GuardOn", "UserError")
+        )
         or "data-dependent" in cause
         else "Run one step of it without a plan first; if that works, this is worth a report."
     )

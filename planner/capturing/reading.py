@@ -153,7 +153,8 @@ def read_joint(traced: Traced) -> Reading:
     """Read a joint graph as nodes and values.
 
     A call that shows only storage of its inputs is a view: it costs nothing and is no node. Forward calls come
-    first, then backward ones, each in the order of the trace. Calls that no output needs are dropped.
+    first, then backward ones, each in the order of the trace. Calls that no output needs are dropped, but for
+    random ones: what is drawn after them depends on them.
 
     Args:
         traced: the joint graph.
@@ -161,7 +162,7 @@ def read_joint(traced: Traced) -> Reading:
     Returns:
         Graph and the way back.
     """
-    needed = _ancestors(f.node for f in traced.outputs if f.node is not None)
+    needed = _ancestors([*(f.node for f in traced.outputs if f.node is not None), *traced.random])
     needed |= {state for call, state in traced.states.items() if call in needed}
     calls = [n for n in traced.module.graph.nodes if n.op == "call_function" and n in needed]
     overwritten = {f.mutated for f in traced.outputs if f.mutated is not None}

@@ -11,8 +11,9 @@ from torch import nn
 
 from planner.capture import Captured
 from planner.errors import CaptureError
+from planner.graph import Graph, Phase, ValueKind
 from planner.lower.fakes import fake_mode_of, fake_module
-from planner.lower.trace import TorchDispatchMode, pytree, storage_bytes, storage_key
+from planner.lower.trace import TANGENTS_STAY, TorchDispatchMode, pytree, storage_bytes, storage_key
 from planner.problem import StaticMemory
 
 
@@ -46,6 +47,7 @@ def static_memory(
     buckets = gradient_bytes if world_size > 1 else 0
     resident_gradients = gradient_bytes if world_size == 1 and accumulation > 1 else 0
     resident = captured.parameter_bytes + state_bytes + captured.batch_bytes + gradient_bytes
+    resident += outputs_bytes(captured.graph)
     return StaticMemory(
         parameter_bytes=captured.parameter_bytes,
         gradient_bytes=resident_gradients,
@@ -53,6 +55,16 @@ def static_memory(
         bucket_bytes=buckets,
         batch_bytes=captured.batch_bytes,
         optimizer_step_peak_bytes=resident + temporary_bytes if optimizer is not None else 0,
+    )
+
+
+def outputs_bytes(graph: Graph) -> int:
+    """Bytes of outputs and loss, which the caller holds to the end of the step."""
+    phases = (Phase.FORWARD,) if TANGENTS_STAY else (Phase.FORWARD, Phase.LOSS)
+    return sum(
+        value.size_bytes
+        for value in graph.values
+        if value.kind is ValueKind.OUTPUT and graph.nodes[value.node].phase in phases
     )
 
 

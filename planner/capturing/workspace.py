@@ -25,8 +25,10 @@ _WITHOUT_WORKSPACE = ("copy", "view")
 # state of a recurrent layer) and must not be tried.
 _RUN_ON_ZEROS = re.compile(
     r"aten\.(convolution|_?scaled_dot_product|_?(native_)?\w*norm|_?(log_|safe_)*softmax|embedding|\w*pool|"
-    r"(add|b|add?b)?mm|sum|mean|var|cumsum|sort|topk|nll_loss|upsample|index|scatter|gather|native_dropout|"
-    r"bernoulli|rand|amax|argmax|\w*_loss|mkldnn_rnn_layer)\w*"
+    r"(add|b|add?b)?mm|sum|mean|var|cumsum|cumprod|prod|sort|topk|nll_loss|upsample|index|scatter|gather|"
+    r"native_dropout|bernoulli|rand|amax|amin|argmax|argmin|\w*_loss|mkldnn_rnn_layer|_?linalg|_?cdist|_fft|"
+    r"logsumexp|matrix_exp|triangular_solve|cholesky|grid_sampler|im2col|col2im|roll|flip|tri[lu]|masked_|"
+    r"\w+_pad)\w*"
 )
 
 
@@ -38,10 +40,13 @@ class _Allocated:
         workspace_bytes: at its worst moment above its inputs and outputs.
         output_bytes: of the storage of each tensor that it returns; some kernels return a small tensor in a large
             storage (the mean of a loss, in that of its terms).
+        output_dtypes: of each thing that it returns, None for what is no tensor; a trace may hold another one
+            (the statistics of a batch norm in 16 bits).
     """
 
     workspace_bytes: int
     output_bytes: tuple[int, ...]
+    output_dtypes: tuple[torch.dtype | None, ...]
 
 
 def with_workspaces(graph: Graph, calls: Sequence[Calls]) -> tuple[Graph, int]:
@@ -61,22 +66,27 @@ def with_workspaces(graph: Graph, calls: Sequence[Calls]) -> tuple[Graph, int]:
     known: dict[str, _Allocated | None] = {}
     numbers: dict[str, int] = {}
     true_bytes: dict[fx.Node, int] = {}
+    true_dtypes: dict[fx.Node, torch.dtype] = {}
     nodes, values = list(graph.nodes), list(graph.values)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         for index, (node, (call, *_)) in enumerate(zip(graph.nodes, calls, strict=True)):
             is_loss = "_loss" in node.op
             if call is None or (node.work.kind in _WITHOUT_WORKSPACE and not is_loss):
                 continue
-            if node.work.kind == "elementwise" and not is_loss:
+            is_plain = node.work.kind == "elementwise" and not _RUN_ON_ZEROS.match(str(call.target))
+            if is_plain and not is_loss and not _copies_arguments(call):
                 nodes[index] = dataclasses.replace(node, workspace_bytes=_of_numbers(call, numbers))
                 continue
-            key = str((call.target, _layouts(call.args), _layouts(call.kwargs)))
+            dtypes = [true_dtypes.get(argument) for argument in call.all_input_nodes]
+            key = str((call.target, _layouts(call.args), _layouts(call.kwargs), dtypes))
             if key not in known:
-                known[key] = _allocated(call, true_bytes) if _RUN_ON_ZEROS.match(str(call.target)) else None
+                runs = _RUN_ON_ZEROS.match(str(call.target)) or _copies_arguments(call)
+                known[key] = _allocated(call, true_bytes, true_dtypes) if runs else None
             found = known[key]
             if found is None:
                 continue
             true_bytes |= _of_unknown_size(call, found)
+            true_dtypes |= _of_other_dtype(call, found)
             total = node.workspace_bytes + found.workspace_bytes
             nodes[index] = dataclasses.replace(node, workspace_bytes=total)
             if len(found.output_bytes) == len(node.outputs):
@@ -87,6 +97,15 @@ def with_workspaces(graph: Graph, calls: Sequence[Calls]) -> tuple[Graph, int]:
             if most > nodes[index].workspace_bytes:
                 nodes[index] = dataclasses.replace(nodes[index], workspace_bytes=most)
     return Graph(tuple(nodes), tuple(values)), sum(found is None for found in known.values())
+
+
+def _copies_arguments(call: fx.Node) -> bool:
+    """Whether a pointwise kernel copies arguments: to the dtype that it computes in, or conjugated ones."""
+    if torch.Tag.pointwise not in getattr(call.target, "tags", ()):
+        return False
+    vals = [node.meta.get("val") for node in call.all_input_nodes]
+    tensors = [val for val in (*vals, call.meta.get("val")) if isinstance(val, torch.Tensor)]
+    return any(t.is_complex() for t in tensors) or len({t.dtype for t in tensors} - {torch.bool}) > 1
 
 
 def _of_numbers(call: fx.Node, known: dict[str, int]) -> int:
@@ -135,11 +154,31 @@ def _of_unknown_size(call: fx.Node, found: _Allocated) -> dict[fx.Node, int]:
     return {user: found.output_bytes[3] for user in call.users if user.args[1] == 3}
 
 
-def _allocated(call: fx.Node, true_bytes: Mapping[fx.Node, int]) -> _Allocated | None:
+def _of_other_dtype(call: fx.Node, found: _Allocated) -> dict[fx.Node, torch.dtype]:
+    """Outputs that the kernel makes in another dtype than the trace holds."""
+    other: dict[fx.Node, torch.dtype] = {}
+    for user in call.users:
+        val, position = user.meta.get("val"), user.args[1] if len(user.args) > 1 else None
+        if isinstance(call.meta.get("val"), torch.Tensor) or not isinstance(position, int):
+            continue
+        real = found.output_dtypes[position] if position < len(found.output_dtypes) else None
+        if isinstance(val, torch.Tensor) and real is not None and real != val.dtype:
+            other[user] = real
+    return other
+
+
+def _allocated(
+    call: fx.Node, true_bytes: Mapping[fx.Node, int], true_dtypes: Mapping[fx.Node, torch.dtype]
+) -> _Allocated | None:
     """What one run allocates; None if the operation does not run on zeros."""
 
     def zeros(node: fx.Node) -> Any:
-        return torch.zeros(true_bytes[node], dtype=torch.uint8) if node in true_bytes else _zeros(node)
+        if node in true_bytes:
+            return torch.zeros(true_bytes[node], dtype=torch.uint8)
+        made = _zeros(node)
+        if "matrix_exp" in str(call.target) and isinstance(made, torch.Tensor):
+            made.fill_(1.0)  # of zeros it takes the shortest way
+        return made.to(true_dtypes[node]) if node in true_dtypes else made
 
     target = lstm_layer if call.target is LSTM_LAYER else call.target
     return _measured(target, map_arg(call.args, zeros), map_arg(call.kwargs, zeros))
@@ -162,7 +201,9 @@ def _measured(function: Any, args: Any, kwargs: Any) -> _Allocated | None:
         if t.untyped_storage().data_ptr() not in given
     }
     workspace = max(0, measured.peak_bytes - measured.live_bytes - sum(made.values()))
-    return _Allocated(workspace, tuple(made.values()))
+    given_back = outputs[0] if isinstance(outputs[0], list | tuple) else outputs
+    dtypes = tuple(out.dtype if isinstance(out, torch.Tensor) else None for out in given_back)
+    return _Allocated(workspace, tuple(made.values()), dtypes)
 
 
 def _zeros(node: fx.Node) -> Any:

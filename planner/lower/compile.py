@@ -111,6 +111,12 @@ def check_signature(planned: Signature, found: Signature) -> None:
     """Raise PlanMismatchError with the first difference between two signatures."""
     for name in Signature.model_fields:
         old, new = getattr(planned, name), getattr(found, name)
+        if name == "model_digest" and old != new:
+            raise PlanMismatchError(
+                "the plan was made for another computation: parameters and inputs have the plan's shapes, but the "
+                "operations are others: a submodule's mode, a hook, autocast, the layout of an input, or code has "
+                "changed. Plan again for the model as it is."
+            )
         if isinstance(old, tuple):
             _first_difference(name.removesuffix("s"), old, new)
         elif old != new:

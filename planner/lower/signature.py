@@ -95,7 +95,7 @@ def _graph_rows(module: fx.GraphModule) -> list[str]:
 
 
 def _kernel_row(members: Calls) -> str:
-    return " ".join(str(call.target) for call in members if call is not None)
+    return " ".join(_target_words(call) for call in members if call is not None)
 
 
 def _target_words(node: fx.Node) -> str:

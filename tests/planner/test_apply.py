@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -303,6 +305,20 @@ def test_two_captures_of_one_model_have_one_digest():
             for _ in range(3)
         }
         assert len(digests) == 1
+
+
+@pytest.mark.parametrize("executor", ["aten", "inductor"])
+def test_a_plan_made_in_another_process_fits(executor: Any):
+    code = (
+        "import torch, planner; from tests.models import TinyGPT, token_loss; torch.manual_seed(0); "
+        "batch = tuple(torch.randint(0, 64, (4, 48)) for _ in range(2)); "
+        f"plan = planner.plan(TinyGPT(dropout=0.2), batch, loss=token_loss, budget='none', executor={executor!r}); "
+        "print(plan.signature.model_digest)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    here = planner.plan(TinyGPT(dropout=0.2), tokens(), loss=token_loss, budget="none", executor=executor)
+    assert done.stdout.split()[-1] == here.signature.model_digest
 
 
 def _first_squared(outputs: Any, target: torch.Tensor) -> torch.Tensor:

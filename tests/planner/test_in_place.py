@@ -138,6 +138,64 @@ def test_the_peak_of_a_step_that_eager_runs_in_place_is_eagers():
     assert plan.predicted_peak_bytes <= eager.peak_bytes + new_statistics_bytes
 
 
+class Powers(nn.Module):
+    """Gradients of powers multiply by numbers; in 16 bits ``mul_`` rounds the number first, ``mul`` does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x).relu().add(0.1).pow(1.7)
+
+
+class ComplexProducts(nn.Module):
+    """Products of complex numbers round by how they are vectorized: in place otherwise than in new memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.real, self.imaginary, self.turned = (
+            nn.Parameter(torch.randn(*shape)) for shape in ((5, 7), (5, 7), (7, 5))
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = torch.complex(self.real, self.imaginary)
+        return (
+            x.sum()
+            + (self.imaginary * z).abs().sum()
+            + (z * self.turned.t()).abs().sum()
+            + torch.view_as_real(z.exp().mul(self.turned.t())).square().sum()
+        )
+
+
+class Mixed(nn.Module):
+    """Sums of tensors of two dtypes, one of which is copied on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(128, 128)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.linear(x)
+        return (y.bfloat16() * 2).add_(y).float() + (y + 1).mul(x.double()).float()
+
+
+@pytest.mark.parametrize("model", [Powers, ComplexProducts, Mixed])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_only_what_rounds_alike_is_written_over(model: type[nn.Module], autocast: bool):
+    torch.manual_seed(0)
+    module = model().train()
+    width = module.linear.in_features if isinstance(module, Powers | Mixed) else 8  # type: ignore[union-attr]
+    batch = (torch.randn(64, width), None)
+
+    def loss(outputs: torch.Tensor, _: Any) -> torch.Tensor:
+        return outputs.float().mean()
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        plan = planned_within(module, batch, loss, "none")
+        assert differences(module, batch, loss, plan) == EQUAL
+
+
 class Normed(nn.Module):
     """Layer norm and what follows in the memory of its first output; backward reads its other two."""
 

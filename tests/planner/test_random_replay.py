@@ -138,3 +138,22 @@ def test_a_saved_state_is_a_value_of_the_step_that_only_random_operations_read()
         assert graph.values[value].size_bytes == torch.get_rng_state().nbytes
         (draws,) = [graph.nodes[user] for user in graph.users[value]]
         assert draws.op == "lowtide.bernoulli_like.default + aten.div_.Scalar"
+
+
+def test_a_draw_that_nobody_uses_moves_the_generator_on():
+    class Unused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.dropout = nn.Linear(16, 16), nn.Dropout(0.5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.linear(x)
+            self.dropout(x)
+            torch.rand(3)
+            return self.dropout(x).relu()
+
+    torch.manual_seed(0)
+    model, batch = Unused().train(), (torch.randn(64, 16), None)
+    for budget in ("none", "smallest"):
+        plan = planned_within(model, batch, squared, budget)
+        assert differences(model, batch, squared, plan) == EQUAL

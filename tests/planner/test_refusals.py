@@ -56,7 +56,7 @@ def test_a_plan_for_a_model_that_computes_something_else_is_refused_at_the_first
             return super().forward(tokens) * 2
 
     planned = planner.apply(Twice(layers=1), tiny_plan())
-    with pytest.raises(planner.PlanMismatchError, match="model digest"):
+    with pytest.raises(planner.PlanMismatchError, match="another computation"):
         planned(tokens()[0])
 
 
