@@ -162,7 +162,7 @@ def read_joint(traced: Traced) -> Reading:
     Returns:
         Graph and the way back.
     """
-    needed = _ancestors([*(f.node for f in traced.outputs if f.node is not None), *traced.random])
+    needed = ancestors([*(f.node for f in traced.outputs if f.node is not None), *traced.random])
     needed |= {state for call, state in traced.states.items() if call in needed}
     calls = [n for n in traced.module.graph.nodes if n.op == "call_function" and n in needed]
     overwritten = {f.mutated for f in traced.outputs if f.mutated is not None}
@@ -217,7 +217,7 @@ def _views_out(
     return found
 
 
-def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+def ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
     """The nodes and everything they depend on."""
     stack = list(nodes)
     seen: set[fx.Node] = set()
@@ -234,7 +234,7 @@ def _backward_calls(traced: Traced, calls: list[fx.Node]) -> set[fx.Node]:
     forward_outputs = [
         f.node for f in traced.outputs if f.role is not OutputRole.GRADIENT and f.node is not None
     ]
-    for_forward = _ancestors(forward_outputs)
+    for_forward = ancestors(forward_outputs)
     late: set[fx.Node] = set(traced.tangents)
     for call in calls:
         if call not in for_forward and (

@@ -20,6 +20,7 @@ from planner.lower.out_of_memory import explaining
 from planner.lower.partition import partition
 from planner.lower.signature import device_of, input_words, parameter_words, signature_of
 from planner.lower.trace import TORCH_VERSION
+from planner.lower.unread_outputs import without_unread
 from planner.plan_file import Plan, Signature
 
 Compiled = Callable[[list[torch.Tensor], tuple[Any, ...], dict[str, Any]], Any]
@@ -83,6 +84,7 @@ def compile_step(
             bw_compiler=explained,  # pyright: ignore[reportArgumentType]
         )
     names = [*joint.params_spec, *joint.buffers_spec]
+    run = without_unread(run, reading, len(joint.params_spec))
 
     def call(tensors: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return run(*tensors, *args, **kwargs)

@@ -22,6 +22,7 @@ Replan = Callable[[nn.Module, Any, Plan], Plan]
 # (index among the modules, "_parameters" or "_buffers", name there) of each tensor; and what runs the step.
 _Place = tuple[int, str, str]
 _Step = tuple[list[_Place], Compiled]
+_SETTINGS = (bool, int, float, str)
 # Batches of different sizes whose compiled steps are kept.
 _MOST_COMPILED = 8
 _log = logging.getLogger(__name__)
@@ -140,7 +141,10 @@ def _modules_of(module: nn.Module, found: list[nn.Module]) -> list[nn.Module]:
 
 
 def _state(modules: Sequence[nn.Module]) -> tuple[Any, ...]:
-    """What may change between calls and with it the graph: modules, modes, hooks, frozen parameters, autocast."""
+    """What may change between calls and with it the graph.
+
+    Modules, modes, hooks, frozen parameters, autocast, and the settings of torch's own modules (``dropout.p``).
+    """
     of_modules = tuple(
         (module, module.training, len(module._forward_hooks), len(module._forward_pre_hooks))
         for module in modules
@@ -150,7 +154,14 @@ def _state(modules: Sequence[nn.Module]) -> tuple[Any, ...]:
         torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         for device in ("cpu", "cuda")
     )
-    return of_modules, frozen, autocast
+    settings = tuple(
+        value
+        for module in modules
+        if type(module).__module__.startswith("torch.nn.modules.")
+        for value in module.__dict__.values()
+        if type(value) in _SETTINGS
+    )
+    return of_modules, frozen, autocast, settings
 
 
 def _places(model: nn.Module, modules: Sequence[nn.Module], names: Sequence[str]) -> list[_Place]:

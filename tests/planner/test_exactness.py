@@ -165,3 +165,52 @@ def test_a_saved_value_is_not_replaced_by_another_one_where_operations_run_three
     by_hand = Solution(Status.FEASIBLE, schedule_of_order(graph, order), 0.0, 0.0, 0.0, "by hand")
     plan = prepared.answer(dataclasses.replace(prepared.problem, budget_bytes=1 << 30), by_hand)
     assert differences(model, batch, F.mse_loss, plan) == EQUAL
+
+
+class TwoHeads(nn.Module):
+    """Two outputs from one trunk; the second one also comes as a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 4), nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        x = self.trunk(x).tanh()
+        second = self.second(x)
+        return {"first": self.first(x), "second": second, "turned": second.t()}
+
+
+@pytest.mark.parametrize("read", ["first", "second", "turned", "first second"])
+@pytest.mark.parametrize("planned_for", ["first", "first second"])
+def test_parameters_behind_outputs_that_the_loss_does_not_read_get_no_gradient(read: str, planned_for: str):
+    torch.manual_seed(0)
+    model, x = TwoHeads().train(), torch.randn(32, 16)
+
+    def loss_of(names: str) -> Any:
+        return lambda outputs, _: sum(outputs[name].square().mean() for name in names.split())
+
+    plan = planned_within(model, (x, None), loss_of(planned_for), "none")
+    planned, eager = planner.apply(copy.deepcopy(model), plan), copy.deepcopy(model)
+    for module in (planned, eager):
+        # Two calls before any backward: each knows which of its own outputs were read.
+        other = module(x)["first"].sum()
+        loss_of(read)(module(x), None).backward()
+        for parameter in module.parameters():
+            parameter.grad = None if parameter.grad is None else parameter.grad.clone()
+        behind = module.second.weight.grad
+        assert (behind is None) == (read == "first")
+        other.backward()
+    for (name, a), b in zip(planned.named_parameters(), eager.parameters(), strict=True):
+        assert (a.grad is None) == (b.grad is None), name
+        assert a.grad is None or torch.allclose(a.grad, b.grad, rtol=1e-5, atol=1e-7), name
+
+
+def test_a_changed_setting_of_a_layer_is_noticed():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.1)).train(), torch.randn(4, 8)
+    plan = planned_within(model, (x, None), lambda outputs, _: outputs.sum(), "none")
+    module = planner.apply(model, plan)
+    module(x).sum().backward()
+    model[1].p = 0.5
+    with pytest.raises(planner.PlanMismatchError, match="another computation"):
+        module(x)
