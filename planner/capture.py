@@ -35,6 +35,7 @@ from planner.lower.trace import (
     traced_of,
 )
 from planner.plan_file import ExecutorName, Signature
+from planner.step import StepModule
 
 _HERE = Path(__file__).resolve().parent
 _TORCH = Path(torch.__file__).resolve().parent
@@ -99,7 +100,7 @@ def capture(
         graph, calls = reading.graph, tuple(map(reading.calls_run, range(len(reading.calls))))
         layouts: Layouts = ()
         if loss is None:
-            root_bytes = _scalar(reading).element_size()
+            root_bytes = _scalar(reading, model).element_size()
         else:
             fake_targets = fake_tree(targets, fake_mode)
             loss_reading, scalar = _read_loss(stack, joint, reading, loss, fake_targets, fake_mode)
@@ -178,11 +179,15 @@ def _split_batch(batch: Any, *, has_loss: bool) -> tuple[Any, Any]:
     return batch[0], batch[1]
 
 
-def _scalar(reading: Reading) -> torch.Tensor:
-    """The loss without a loss function: the model's first differentiable output."""
+def _scalar(reading: Reading, model: nn.Module) -> torch.Tensor:
+    """The loss that the module returns: its first differentiable output."""
     first = min(reading.traced.tangents.values(), default=None)
     if first is None or reading.output_vals[first].numel() != 1:
         got = "nothing that has a gradient" if first is None else describe(reading.output_vals[first])
+        if isinstance(model, StepModule):
+            raise CaptureError(
+                f"the loss must be one scalar, it is {got}. Reduce it, for instance with .mean()."
+            )
         raise CaptureError(
             f"without loss= the model must return its loss, a scalar; it returns {got}. "
             "Pass loss=, a function of (outputs, targets)."

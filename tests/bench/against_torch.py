@@ -309,6 +309,9 @@ def main() -> None:
     unknown = [name for name in options.models if name not in MODELS]
     if unknown:
         parser.error(f"there is no model {unknown[0]!r}. Take of {', '.join(MODELS)}.")
+    for path in (options.out, options.picture):
+        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+            parser.error(f"results need a file in a folder that exists, got {str(path)!r}.")
     failed = False
     if options.draw is not None:
         rows = json.loads(options.draw.read_text())["rows"]

@@ -134,8 +134,8 @@ HEAD = (
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
     """One line of the table."""
     if "measured_peak_bytes" not in row:
-        reason = row.get("infeasible") or row["failed"]
-        return (row["model"], row["budget"], reason[:60], *[""] * (len(HEAD) - 3))
+        what = "no plan" if "infeasible" in row else "failed"
+        return (row["model"], row["budget"], what, *[""] * (len(HEAD) - 3))
     equal = [row[f"{what}_equal"] for what in ("outputs", "gradients", "buffers")]
     return (
         row["model"],
@@ -228,10 +228,12 @@ def main() -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         print("skipped: there is no CUDA device here", file=sys.stderr)
         return
+    if options.out is not None and (options.out.is_dir() or not options.out.absolute().parent.is_dir()):
+        parser.error(f"--out needs a file in a folder that exists, got {str(options.out)!r}.")
     try:
         config = parse_config(options.config)
     except ValueError as error:
-        sys.exit(f"zoo: {error}")
+        parser.error(str(error))
     rows: list[dict[str, Any]] = []
     failed = False
     for name in options.models or ZOO:
@@ -256,6 +258,9 @@ def main() -> None:
             failed |= "measured_peak_bytes" not in row or not row["within_budget"]
             failed |= not all(row.get(f"{what}_equal") for what in ("outputs", "gradients", "buffers"))
             print(json.dumps(row) if options.json else "  ".join(cells(row)), flush=True)
+            if "measured_peak_bytes" not in row:
+                reason = row.get("infeasible") or row["failed"]
+                print(f"zoo: {row['model']}: {reason}", file=sys.stderr, flush=True)
         if options.out is not None:
             facts = machine("torch", "torchvision", "timm", "transformers", "highspy")
             facts |= {"threads": torch.get_num_threads(), "device": options.device}
