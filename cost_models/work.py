@@ -1,7 +1,7 @@
 """What an operation demands, without any hardware: Work of one device, Collective of several."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal, get_args
 
 WorkKind = Literal[
@@ -33,6 +33,8 @@ class Work:
         written_bytes: bytes that must go to memory at least once.
         dtype: of the arithmetic, one of `DTYPES`.
         kind: one of `WORK_KINDS`; a "view" moves no data and launches nothing.
+        operation: operator, shapes, strides and arguments in one line, by which a time measured on a device is
+            found again; "" where it is not known. Equal demands are equal whatever it says.
 
     Raises:
         ValueError: a negative or infinite count, an unknown dtype or kind, or a view with work in it.
@@ -43,12 +45,13 @@ class Work:
     written_bytes: int
     dtype: str
     kind: WorkKind
+    operation: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        for field in ("flop", "read_bytes", "written_bytes"):
-            count = getattr(self, field)
+        for name in ("flop", "read_bytes", "written_bytes"):
+            count = getattr(self, name)
             if not math.isfinite(count) or count < 0:
-                raise ValueError(f"Work.{field} must be finite and at least 0: got {count!r}.")
+                raise ValueError(f"Work.{name} must be finite and at least 0: got {count!r}.")
         if self.dtype not in DTYPES:
             raise ValueError(f"Work.dtype is unknown: got {self.dtype!r}. Give one of {', '.join(DTYPES)}.")
         if self.kind not in WORK_KINDS:
@@ -63,6 +66,9 @@ class Work:
     def moved_bytes(self) -> int:
         """Bytes read plus bytes written."""
         return self.read_bytes + self.written_bytes
+
+
+VIEW: Final = Work(flop=0.0, read_bytes=0, written_bytes=0, dtype="float32", kind="view")
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,13 +18,17 @@ from orchestrator.failures import RunFailedError
 from orchestrator.job import JobSpec
 from orchestrator.run_folder import RunFolder
 from planner.__main__ import quiet_libraries, show, tell
-from planner.cli.answer import PrepareWorkload, explain_file
+from planner.cli.answer import Answer, PrepareWorkload, explain_file
+from planner.cli.calibrate import calibrate_command
 from planner.cli.check import MakeReal, check_command
 from planner.cli.command import plan_command
 from planner.cli.request import AsJson, BudgetText, JobPath, PicturePath
 from planner.errors import CompilerError, InfeasibleError, SolverError
 from planner.inputs.workload import Workload
 from planner.inputs.yaml_reader import read_yaml
+
+if TYPE_CHECKING:
+    from planner.calibrating.request import CalibrationRequest
 
 app = typer.Typer(
     name="lowtide",
@@ -232,6 +236,17 @@ app.command(
 
 app.command("check", epilog="Example: lowtide check deploy/jobs/quickstart.yaml --budget 70%")(
     check_command(_load_job, _checking, guard=_answers, show=show, tell=tell)
+)
+
+
+def _calibrating() -> Callable[[CalibrationRequest, bool], Answer]:
+    from orchestrator.calibrating import calibrate
+
+    return calibrate
+
+
+app.command("calibrate", epilog="Example: lowtide calibrate deploy/jobs/quickstart.yaml --processes 2")(
+    calibrate_command(_calibrating, guard=_answers, show=show)
 )
 
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from cost_models.work import Work
+from cost_models.work import VIEW, Work
 from planner.graph import Graph
 
 
@@ -71,8 +71,12 @@ def annotate(graph: Graph, cost_model: CostModel) -> CostedGraph:
     Returns:
         The graph with seconds.
     """
+    view_s = cost_model.time_s(VIEW)
     return CostedGraph(
         graph,
-        tuple(sum(cost_model.time_s(work) for work in (node.work, *node.then)) for node in graph.nodes),
+        tuple(
+            sum(cost_model.time_s(work) for work in (node.work, *node.then)) + node.num_views * view_s
+            for node in graph.nodes
+        ),
         cost_model=cost_model.name,
     )

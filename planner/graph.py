@@ -72,6 +72,7 @@ class Node:
         layer: qualified name of the module that it comes from, "" if unknown.
         keeps_place: it is not reordered among others of its kind: random, or with an effect besides its outputs.
         then: demand of further operations, each in the memory of the output of the one before.
+        num_views: calls that only look at memory, made for this node: they take the time of a call.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Node:
     layer: str = ""
     keeps_place: bool = False
     then: tuple[Work, ...] = ()
+    num_views: int = 0
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,16 @@ import dataclasses
 import functools
 import importlib.metadata
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from cost_models.hardware import load_hardware
-from cost_models.roofline import Roofline
+from cost_models.hardware import HOST
 from planner.capture import Captured, capture
 from planner.capturing.static import static_memory
 from planner.capturing.workspace import with_workspaces
-from planner.costed import annotate
 from planner.graph import Phase
 from planner.inputs.workload import Workload
 from planner.lower.compile import check_model
@@ -26,6 +25,7 @@ from planner.lower.other_batch import bytes_of
 from planner.lower.trace import profiler_is_on
 from planner.plan_file import ExecutorName, Plan, Provenance, instructions_of
 from planner.prepared import Prepared, plan_within
+from planner.pricing import cost_model_of, priced
 from planner.problem import Budget, Problem
 from planner.schedule import Compute
 from planner.simulate import Trace
@@ -35,8 +35,6 @@ from planner.solving import chosen_solver
 from planner.step import StepModule
 from planner.step_table import StepTable
 
-# Kernels can be tried out only where they will run.
-HOST = "host"
 # A batch of other sizes waits for its plan: a good one soon is better than the best one late.
 _REPLAN_LIMIT_S, _REPLAN_GAP = 10.0, 0.01
 
@@ -51,6 +49,7 @@ def plan(
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
     world_size: int = 1,
     accumulation: int = 1,
+    measurements: str | Path | None = None,
     time_limit_s: float = 20.0,
     gap: float = 0.002,
     solver: str = DEFAULT_SOLVER,
@@ -72,6 +71,8 @@ def plan(
         optimizer: builds the optimizer of a module; its state is charged. None charges nothing.
         world_size: data-parallel ranks; more than one charges gradient buckets.
         accumulation: micro-batches in one step of the optimizer.
+        measurements: file or folder that ``lowtide calibrate`` wrote, of the hardware; None prices operations with
+            the roofline.
         time_limit_s: wall-clock seconds of the search.
         gap: share of the step's time that may stay unproven.
         solver: name of the algorithm.
@@ -98,6 +99,7 @@ def plan(
         optimizer=optimizer,
         world_size=world_size,
         accumulation=accumulation,
+        measurements=measurements,
         executor=executor,
     )
     return plan_within(
@@ -119,15 +121,21 @@ def prepare(
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
     world_size: int = 1,
     accumulation: int = 1,
+    measurements: str | Path | None = None,
     executor: ExecutorName = "aten",
 ) -> Prepared[Plan]:
     """Capture and price the training step of a model; the arguments are those of `plan`.
 
     Raises:
         CaptureError: the step cannot be captured.
-        ValueError: unknown hardware.
+        ValueError: unknown hardware, or measurements that are none of it.
     """
-    cost_model = Roofline(load_hardware(hardware))
+    cost_model = cost_model_of(
+        hardware,
+        measurements=None if measurements is None else Path(measurements),
+        device=_device_type(model),
+        processes=world_size,
+    )
     captured = capture(model, batch, loss=loss, executor=executor)
     graph, workspace = captured.graph, "not counted"
     if profiler_is_on():
@@ -147,10 +155,16 @@ def prepare(
         executor=executor,
     )
     return Prepared.of(
-        Problem(annotate(graph, cost_model), 0, static),
+        Problem(priced(graph, cost_model), 0, static),
         hardware=hardware,
         written=functools.partial(_plan_of, captured, provenance),
     )
+
+
+def _device_type(model: nn.Module) -> str:
+    """Type of the device that the step will run on: that of the parameters, or the CPU while they lie nowhere."""
+    kinds = {parameter.device.type for parameter in model.parameters()} - {"meta"}
+    return min(kinds, default="cpu")
 
 
 def plan_workload(
@@ -195,6 +209,20 @@ def plan_prepared(prepared: Prepared[Plan], workload: Workload) -> Plan:
     )
 
 
+def step_of(workload: Workload, *, device: str = "cpu") -> tuple[nn.Module, Any]:
+    """The module of what a file names, its loss inside, and its batch; both without memory.
+
+    Raises:
+        WorkloadError: model, batch or loss cannot be made.
+    """
+    loss = workload.loss_fn()
+    with building_without_memory(), torch.device(device):
+        model = workload.build_model(fake=True)
+        inputs, targets = workload.example_batch()
+    step = model if loss is None else StepModule(model, loss)
+    return step.train(), inputs if loss is None else (inputs, targets)
+
+
 def prepare_workload(
     workload: Workload,
     *,
@@ -208,18 +236,15 @@ def prepare_workload(
     Raises:
         WorkloadError, CaptureError, ValueError: as for `plan_workload`.
     """
-    loss = workload.loss_fn()
-    with building_without_memory(), torch.device(device):
-        model = workload.build_model(fake=True)
-        inputs, targets = workload.example_batch()
-    step = model if loss is None else StepModule(model, loss)
+    step, batch = step_of(workload, device=device)
     return prepare(
-        step.train(),
-        inputs if loss is None else (inputs, targets),
+        step,
+        batch,
         hardware=workload.hardware,
         optimizer=optimizer or workload.optimizer_factory(),
         world_size=world_size,
         accumulation=accumulation,
+        measurements=workload.measurements_path,
         executor=workload.executor,
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from planner.capturing.op_work import in_place
 from planner.capturing.reading import Calls, Overwrite, Reading
 from planner.graph import Graph, Node, Phase, Value
 
@@ -166,11 +167,12 @@ def _node(ops: list[Node], later: list[str], group: _Group, new_of: Mapping[int,
         inputs=tuple(new_of[v] for v in group.inputs),
         outputs=tuple(new_of[v] for v in group.outputs),
         work=ops[0].work,
-        then=tuple(op.work for op in ops[1:]),
+        then=tuple(dataclasses.replace(op.work, operation=in_place(op.work.operation)) for op in ops[1:]),
         can_rematerialize=all(op.can_rematerialize for op in ops),
         workspace_bytes=max(op.workspace_bytes for op in ops),
         layer=next((op.layer for op in ops if op.layer), ""),
         keeps_place=any(op.keeps_place for op in ops),
+        num_views=sum(op.num_views for op in ops),
     )
 
 

@@ -88,7 +88,41 @@ def work_of(call: fx.Node) -> Work:
         written_bytes=sum(_moved_bytes(t) for t in outputs),
         dtype=dtype if dtype in DTYPES else "float32",
         kind=kind,
+        operation=operation_of(call),
     )
+
+
+def operation_of(call: fx.Node) -> str:
+    """Operator and arguments in one line: tensors by dtype, shape and, where they are not contiguous, strides.
+
+    Two calls with the same line run the same kernel on the same device.
+    """
+    args = [_written(argument) for argument in call.args]
+    args += [f"{name}={_written(argument)}" for name, argument in sorted(call.kwargs.items())]
+    return " ".join([str(call.target), *args])
+
+
+def in_place(operation: str) -> str:
+    """The line of an operation that writes over an argument, of that of the operation with memory of its own."""
+    return f"in-place {operation}" if operation else ""
+
+
+def _written(argument: Any) -> str:
+    if isinstance(argument, list | tuple):
+        return f"[{', '.join(_written(item) for item in argument)}]"
+    if not isinstance(argument, fx.Node):
+        return str(argument)
+    val = argument.meta.get("val")
+    if isinstance(val, list | tuple):
+        return f"[{', '.join(_tensor_word(t) for t in val)}]"
+    return _tensor_word(val)
+
+
+def _tensor_word(val: Any) -> str:
+    if not isinstance(val, torch.Tensor):
+        return "?" if val is None or isinstance(val, torch.SymInt) else str(val)
+    strides = "" if val.is_contiguous() else f"({','.join(map(str, val.stride()))})"
+    return f"{str(val.dtype).removeprefix('torch.')}[{','.join(map(str, val.shape))}]{strides}"
 
 
 def _kind_of(name: str) -> WorkKind:

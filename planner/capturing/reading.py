@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -140,6 +141,18 @@ class _Builder:
         self.shows: dict[fx.Node, tuple[int, ...]] = {}
         self.views: set[fx.Node] = set()
         self.tangents_read: dict[int, tuple[int, ...]] = {}
+        self._counted: set[fx.Node] = set()
+
+    def num_views_for(self, call: fx.Node) -> int:
+        """Views that a call reads, and those that they are made of, if no call before has read them."""
+        stack, found = list(call.all_input_nodes), 0
+        while stack:
+            node = stack.pop()
+            if node in self.views and node not in self._counted:
+                self._counted.add(node)
+                found += node.target is not operator.getitem
+                stack.extend(node.all_input_nodes)
+        return found
 
     def layer_of(self, call: fx.Node, traced: Traced, inputs: Iterable[int]) -> str:
         """Its module; a sum of gradients, which is of none, belongs where its first input was made."""
@@ -303,6 +316,7 @@ def _read_call(
                 else 0,
                 keeps_place=is_random or not may_repeat,
                 layer=builder.layer_of(call, traced, inputs),
+                num_views=builder.num_views_for(call),
             )
         )
         builder.calls.append(call)

@@ -168,6 +168,12 @@ class Workload(StrictModel):
     budget: str = "none"
     solver: SolverSpec = SolverSpec()
     executor: Literal["aten", "inductor"] = "aten"
+    measurements: str | None = None
+
+    @property
+    def measurements_path(self) -> Path | None:
+        """File or folder of measured times, relative to the job's folder; None prices with the roofline."""
+        return None if self.measurements is None else self.model.folder / self.measurements
 
     @field_validator("budget", mode="before")
     @classmethod

@@ -91,6 +91,7 @@ def scaling(
             flop=max(0.0, at(a.flop, b.flop, size)),
             read_bytes=whole(a.read_bytes, b.read_bytes, size),
             written_bytes=whole(a.written_bytes, b.written_bytes, size),
+            operation="",  # of other shapes, so of another time
         )
 
     def problem_at(size: int) -> Problem:

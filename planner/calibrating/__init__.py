@@ -1,0 +1,1 @@
+"""Times of operations, taken one by one on this device."""

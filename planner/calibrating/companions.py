@@ -1,0 +1,123 @@
+"""Further processes that do what the measuring one does at the same time, as the ranks of a machine do."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from cost_models.measurements import Transfer
+from planner.calibrating.operations import RunsAlone
+from planner.calibrating.overhead import OVERHEAD, Overhead
+from planner.calibrating.timer import Timer
+
+_ALL_REDUCE, _END = "all-reduce", "end"
+_SIZES_BYTES = tuple(1 << power for power in range(10, 27, 2))
+_REDUCTIONS = 7
+_JOIN_S = 10.0
+
+MakeOperations = Callable[[], Mapping[str, RunsAlone]]
+
+
+@contextmanager
+def companions(
+    make: MakeOperations, *, processes: int, threads: int
+) -> Iterator[tuple[Callable[[str], None], Callable[[], tuple[Transfer, ...]]]]:
+    """Processes that run each operation while this one measures it.
+
+    Args:
+        make: gives all operations that may be measured; picklable, it runs in each process.
+        processes: in all, this one included.
+        threads: of each.
+
+    Returns:
+        What is called before each visit, and what measures all-reduces over all processes (none for one).
+    """
+    if processes == 1:
+        yield (lambda line: None), tuple
+        return
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="lowtide-") as folder:
+        address = f"file://{folder}/rendezvous"
+        others = [
+            context.Process(target=_companion, args=(make, address, rank, processes, threads), daemon=True)
+            for rank in range(1, processes)
+        ]
+        try:
+            for process in others:
+                process.start()
+            dist.init_process_group("gloo", init_method=address, rank=0, world_size=processes)
+            yield _say, _all_reduces
+            _say(_END)
+            for process in others:
+                process.join(_JOIN_S)
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+            for process in others:
+                if process.exitcode is None and process.pid is not None:
+                    process.kill()
+                    process.join()
+
+
+def _say(line: str) -> None:
+    dist.broadcast_object_list([line])
+
+
+def _all_reduces() -> tuple[Transfer, ...]:
+    _say(_ALL_REDUCE)
+    return _measured_reductions()
+
+
+def _measured_reductions() -> tuple[Transfer, ...]:
+    found = []
+    for size_bytes in _SIZES_BYTES:
+        buffer = torch.zeros(size_bytes // 4)
+        times_s = []
+        for _ in range(_REDUCTIONS):
+            dist.barrier()
+            begin = time.perf_counter()
+            dist.all_reduce(buffer)
+            times_s.append(time.perf_counter() - begin)
+        found.append(Transfer(size_bytes=size_bytes, time_s=statistics.median(times_s)))
+    return tuple(found)
+
+
+def _companion(make: MakeOperations, address: str, rank: int, processes: int, threads: int) -> None:
+    """The life of one of the other processes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+    operations = make()
+    device = torch.device("cpu")
+    timer = Timer(device, threads=threads)
+    overhead = Overhead(device)
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=processes)
+    heard = [""]
+    known = {**operations, **overhead.operations}
+    while True:
+        dist.broadcast_object_list(heard)
+        if heard[0] == _END:
+            break
+        if heard[0] == _ALL_REDUCE:
+            _measured_reductions()
+            continue
+        if heard[0] == OVERHEAD:
+            overhead.steps_s()
+            continue
+        try:
+            operation = known[heard[0]]
+            with torch.no_grad():
+                timer.median_s(operation.ready(device), moved_bytes=operation.work.moved_bytes)
+        except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError):
+            continue  # the measuring process says that it does not run alone
+    dist.destroy_process_group()
+    os._exit(0)

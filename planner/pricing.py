@@ -1,0 +1,78 @@
+"""Which cost model prices a step: measurements of this setting where there are some, else the roofline."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from cost_models.hardware import HOST, HardwareSpec, load_hardware
+from cost_models.measured import Measured
+from cost_models.measurements import find_measurements, read_measurements
+from cost_models.roofline import Roofline
+from planner.calibrating.setting import setting_here
+from planner.costed import CostedGraph, CostModel, annotate
+from planner.graph import Graph
+
+
+def hardware_of(name: str) -> HardwareSpec:
+    """The device of a name; of "host" the share of one process, which computes with torch's number of threads.
+
+    Raises:
+        UnknownHardwareError: no device has this name.
+    """
+    spec = load_hardware(name)
+    if spec.name != HOST or spec.num_cores is None:
+        return spec
+    share = spec.with_num_cores(min(spec.num_cores, torch.get_num_threads()))
+    return dataclasses.replace(share, memory_bytes=spec.memory_bytes)
+
+
+def cost_model_of(
+    hardware: str, *, measurements: Path | None = None, device: str = "cpu", processes: int = 1
+) -> CostModel:
+    """The model that prices operations on a device.
+
+    Args:
+        hardware: exact name of a device, or "host".
+        measurements: file or folder that `lowtide calibrate` wrote; None prices with the roofline.
+        device: type of the device that "host" stands for.
+        processes: that compute at the same time on this machine.
+
+    Raises:
+        ValueError: unknown hardware, no measurements there, or measurements of another setting.
+    """
+    spec = hardware_of(hardware)
+    if measurements is None:
+        return Roofline(spec)
+    if hardware == HOST:
+        here = setting_here(
+            hardware=hardware,
+            device=torch.device(device),
+            threads=torch.get_num_threads(),
+            processes=processes,
+        )
+        return Measured(find_measurements(measurements, here), spec)
+    if measurements.is_dir():
+        raise ValueError(
+            f"{measurements} is a folder; hardware {hardware!r} is not this machine, so its measurements are found "
+            "by file only. Name the file."
+        )
+    found = read_measurements(measurements)
+    if found.setting.hardware != hardware:
+        raise ValueError(
+            f"{measurements} was measured on {found.setting.hardware!r}, got hardware {hardware!r}. "
+            "Name the file of that device."
+        )
+    return Measured(found, spec)
+
+
+def priced(graph: Graph, cost_model: CostModel) -> CostedGraph:
+    """The graph with seconds; its `cost_model` says what share of them is measured, where any is."""
+    costed = annotate(graph, cost_model)
+    if not isinstance(cost_model, Measured):
+        return costed
+    share = cost_model.measured_share(work for node in graph.nodes for work in (node.work, *node.then))
+    name = f"measured for {share:.1%} of the time, the rest by a fitted roofline"
+    return dataclasses.replace(costed, cost_model=name)
