@@ -22,6 +22,9 @@ GPU = HardwareSpec(
     memory_bytes=2**30,
     memory_bytes_per_s=400.0,
     launch_latency_s=1.0,
+    power_watts=100.0,
+    idle_power_watts=20.0,
+    sparse_flop_per_s={"bfloat16": 2000.0},
 )
 CPU = HardwareSpec(
     name="core",
@@ -30,6 +33,8 @@ CPU = HardwareSpec(
     memory_bytes=7,
     memory_bytes_per_s=4.0,
     launch_latency_s=1.0,
+    power_watts=5.0,
+    idle_power_watts=1.0,
     num_cores=1,
     socket_memory_bytes_per_s=10.0,
 )
@@ -52,22 +57,29 @@ def test_only_exact_names_are_taken(name: str):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"kind": "tpu"}, "kind must be 'cpu' or 'gpu': got 'tpu'"),
+        ({"kind": "npu"}, "kind must be 'cpu', 'gpu' or 'tpu': got 'npu'"),
+        ({"power_watts": 0.0}, "power_watts must be positive and finite: got 0.0"),
+        ({"idle_power_watts": 101.0}, "idle_power_watts must be at most power_watts, 100 W: got 101.0"),
+        (
+            {"sparse_flop_per_s": {"bfloat16": 999.0}},
+            "peak_flop_per_s.bfloat16 must be at most the sparse rate, 999 FLOP/s: got 1000",
+        ),
+        ({"sparse_flop_per_s": {"tf32": 1.0}}, "sparse_flop_per_s has the unknown key 'tf32'"),
         ({"memory_bytes": 0}, "memory_bytes must be positive and finite: got 0"),
         ({"memory_bytes": 1.5}, "memory_bytes must be a whole number: got 1.5"),
         ({"memory_bytes_per_s": -1.0}, "memory_bytes_per_s must be positive and finite: got -1.0"),
         ({"memory_bytes_per_s": float("nan")}, "memory_bytes_per_s must be positive and finite: got nan"),
         ({"launch_latency_s": "4us"}, "launch_latency_s must be a number: got '4us'"),
         (
-            {"peak_flop_per_s": {"bfloat16": 1.0}},
+            {"peak_flop_per_s": {"bfloat16": 1.0}, "sparse_flop_per_s": {}},
             "peak_flop_per_s lacks the required float32 rate: got bfloat16",
         ),
         ({"peak_flop_per_s": {"float32": 0.0}}, "peak_flop_per_s.float32 must be positive"),
         ({"peak_flop_per_s": {"float32": 1.0, "fp16": 1.0}}, "peak_flop_per_s has the unknown key 'fp16'"),
         ({"efficiency": {"view": Efficiency(1, 1, "test")}}, "efficiency has the unknown key 'view'"),
         ({"links": {"nvlink": LinkSpec("x", 1.0, 1.0)}}, "links has the unknown key 'nvlink'"),
-        ({"num_cores": 4}, "a cpu states num_cores, a gpu does not: got 4"),
-        ({"kind": "cpu"}, "a cpu states num_cores, a gpu does not: got None"),
+        ({"num_cores": 4}, "a cpu states num_cores, all else does not: got 4"),
+        ({"kind": "cpu"}, "a cpu states num_cores, all else does not: got None"),
         ({"kind": "cpu", "num_cores": 0}, "num_cores must be at least 1: got 0"),
         ({"socket_memory_bytes_per_s": 0.0}, "socket_memory_bytes_per_s must be positive"),
     ],
@@ -107,7 +119,7 @@ def test_matrix_rates_follow_the_documented_fallback(dtype: str, rate: tuple):
 
 
 def test_a_listed_float64_rate_also_serves_complex128():
-    spec = replace(GPU, peak_flop_per_s={"float32": 100.0, "float64": 7.0})
+    spec = replace(GPU, peak_flop_per_s={"float32": 100.0, "float64": 7.0}, sparse_flop_per_s={})
     assert spec.matrix_rate("complex128") == ("float64", 7.0)
 
 
@@ -135,6 +147,11 @@ def test_cores_multiply_rates_and_memory_but_not_the_bandwidth_of_the_socket():
     assert four.memory_bytes_per_s == 10.0  # 4 * 4 B/s, but the socket has 10
 
 
+def test_cores_multiply_the_power():
+    four = CPU.with_num_cores(4)
+    assert (four.power_watts, four.idle_power_watts) == (20.0, 4.0)
+
+
 def test_only_cpus_have_a_number_of_cores_to_change():
     with pytest.raises(ValueError, match=r"^hardware 'round' is a gpu and has no number of cores"):
         GPU.with_num_cores(2)
@@ -144,7 +161,7 @@ def test_only_cpus_have_a_number_of_cores_to_change():
 
 def test_a_spec_survives_pickling_and_ignores_later_changes_of_its_input():
     rates = {"float32": 1.0}
-    spec = replace(GPU, peak_flop_per_s=rates)
+    spec = replace(GPU, peak_flop_per_s=rates, sparse_flop_per_s={})
     rates["float32"] = 2.0
     assert spec.peak_flop_per_s == {"float32": 1.0}
     assert pickle.loads(pickle.dumps(spec)) == spec
@@ -153,53 +170,118 @@ def test_a_spec_survives_pickling_and_ignores_later_changes_of_its_input():
 
 GOOD_FILE = """
 kind = "gpu"
-memory_bytes = 8
-memory_bytes_per_s = 4.0
-launch_latency_s = 1.0
+memory_bytes = 8_000_000_000
+memory_bytes_per_s = 4.0e11
+launch_latency_s = 1.0e-6
+power_watts = 300
+idle_power_watts = 60
 [peak_flop_per_s]
-float32 = 2.0
+float32 = 2.0e12
+[links.host]
+name = "PCIe"
+bytes_per_s = 1.0e10
+latency_s = 1.0e-6
 [sources]
 memory_bytes = "a"
 memory_bytes_per_s = "a"
 launch_latency_s = "a"
+power_watts = "a"
+idle_power_watts = "a"
 [sources.peak_flop_per_s]
 float32 = "a"
+[sources.links.host]
+bytes_per_s = "a"
+latency_s = "a"
 """
+RATE = "a number from 1e+09 to 1e+16 FLOP/s"
 
 
 def test_a_file_is_named_by_its_stem(tmp_path: Path):
     path = tmp_path / "mine.toml"
     path.write_text(GOOD_FILE)
-    assert (read_hardware(path).name, read_hardware(path).memory_bytes) == ("mine", 8)
+    assert (read_hardware(path).name, read_hardware(path).memory_bytes) == ("mine", 8_000_000_000)
 
 
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
-        ('float32 = "a"', "", "mine.toml: peak_flop_per_s.float32 has no source. Add it under [sources]."),
-        ('memory_bytes = "a"', 'memory_bytes = " "', "mine.toml: memory_bytes has no source."),
-        ('kind = "gpu"', "", "mine.toml: the file lacks the key 'kind'. Add it."),
-        ('kind = "gpu"', 'kind = "gpu"\ncolour = "red"', "mine.toml: the file has the unknown key 'colour'."),
+        # A number without a source, a source without a number.
+        ('float32 = "a"', "", "peak_flop_per_s.float32 has no source. Add it under [sources]."),
+        ('memory_bytes = "a"', 'memory_bytes = " "', "memory_bytes has no source."),
+        ("[sources]", '[sources]\ncolour = "a"', "sources.colour belongs to no number of the file."),
+        # A key that is missing or unknown.
+        ('kind = "gpu"', "", "the file lacks the key 'kind'. Add it."),
+        ("power_watts = 300", "", "the file lacks the key 'power_watts'. Add it: a number from 1 to 2000 W."),
+        ("float32 = 2.0e12", "", f"peak_flop_per_s lacks the key 'float32'. Add it: {RATE}."),
         (
-            "float32 = 2.0",
-            "float32 = -2.0",
-            "mine.toml: hardware 'mine': peak_flop_per_s.float32 must be positive",
+            '"PCIe"\nbytes_per_s = 1.0e10\nlatency_s = 1.0e-6',
+            '"PCIe"\nbytes_per_s = 1.0e10',
+            "links.host lacks the key 'latency_s'. Add it: a number from 1e-07",
         ),
-        ("kind =", "kind", "mine.toml: not a TOML file:"),
+        ('name = "PCIe"', "", "links.host lacks the key 'name'. Add it."),
+        (
+            'kind = "gpu"',
+            'kind = "gpu"\ncolour = "red"',
+            "the file has the unknown key 'colour'. Give one of",
+        ),
+        ('name = "PCIe"', 'name = "PCIe"\nlanes = 16', "links.host has the unknown key 'lanes'. Give one of"),
+        ("[peak_flop_per_s]", "[flop_per_cycle]", "the file lacks the key 'clock_hz'. Add it: a number from"),
+        # An absurd number.
+        (
+            "power_watts = 300",
+            "power_watts = 9000",
+            "power_watts must be a number from 1 to 2000 W: got 9000.",
+        ),
+        (
+            "4.0e11",
+            "4.0e14",
+            "memory_bytes_per_s must be a number from 1e+09 to 2e+13 B/s: got 400000000000000.0.",
+        ),
+        ("8_000_000_000", "80", "memory_bytes must be a number from 1e+09 to 1e+12 B: got 80."),
+        ("8_000_000_000", "8.5e9", "hardware 'mine': memory_bytes must be a whole number: got 8500000000.0."),
+        ("float32 = 2.0e12", "float32 = 2.0", f"peak_flop_per_s.float32 must be {RATE}: got 2.0."),
+        ("float32 = 2.0e12", "float32 = -2.0e12", f"peak_flop_per_s.float32 must be {RATE}: got -2"),
+        ("float32 = 2.0e12", "float32 = nan", f"peak_flop_per_s.float32 must be {RATE}: got nan."),
+        ("float32 = 2.0e12", "float32 = inf", f"peak_flop_per_s.float32 must be {RATE}: got inf."),
+        ("1.0e-6", "1.0", "launch_latency_s must be a number from 1e-07 to 0.001 s: got 1.0."),
+        ("1.0e10", "1.0e3", "links.host.bytes_per_s must be a number from 1e+08 to 2e+13 B/s: got 1000.0."),
+        # A value of the wrong type.
+        ("= 300", '= "300 W"', "power_watts must be a number from 1 to 2000 W: got '300 W'."),
+        ("= 300", "= true", "power_watts must be a number from 1 to 2000 W: got True."),
+        ("= 300", "= [300]", "power_watts must be a number from 1 to 2000 W: got [300]."),
+        (
+            "[peak_flop_per_s]\nfloat32",
+            "peak_flop_per_s",
+            "peak_flop_per_s must be a table [peak_flop_per_s]: got",
+        ),
+        ('kind = "gpu"', 'kind = "npu"', "hardware 'mine': kind must be 'cpu', 'gpu' or 'tpu': got 'npu'."),
+        (
+            "float32 = 2.0e12",
+            "float32 = 2.0e12\nfp16 = 2.0e12",
+            "peak_flop_per_s has the unknown key 'fp16'.",
+        ),
+        # No TOML.
+        ("kind =", "kind", "not a TOML file: "),
+        ("[sources]", "[sources", "not a TOML file: "),
         (
             "[sources]",
             '[efficiency.matmul]\ncompute = 2.0\nmemory = 1.0\nsource = "a"\n[sources]',
-            "mine.toml: Efficiency.compute must lie in (0, 1]: got 2.0.",
+            "efficiency.matmul.compute must be a number from 0 to 1: got 2.0.",
         ),
         (
-            "[peak_flop_per_s]",
-            "[links.peer]\n[peak_flop_per_s]",
-            "mine.toml: links.peer lacks the key 'name'.",
+            "[sources]",
+            '[efficiency.matmul]\ncompute = 0.0\nmemory = 1.0\nsource = "a"\n[sources]',
+            "Efficiency.compute must lie in (0, 1]: got 0.0.",
         ),
         (
-            "[peak_flop_per_s]",
-            "[flop_per_cycle]\n[peak_flop_per_s]",
-            "mine.toml: clock_hz must be a number: got None.",
+            "[sources]",
+            '[efficiency.matmul]\ncompute = "fast"\nmemory = 1.0\nsource = "a"\n[sources]',
+            "efficiency.matmul.compute must be a number from 0 to 1: got 'fast'.",
+        ),
+        (
+            "[sources]",
+            "[efficiency.matmul]\ncompute = 1.0\nmemory = 1.0\n[sources]",
+            "efficiency.matmul lacks the key 'source'. Add it.",
         ),
     ],
 )
@@ -209,4 +291,13 @@ def test_a_bad_file_is_refused_with_its_name_and_field(tmp_path: Path, old: str,
     path.write_text(GOOD_FILE.replace(old, new, 1))
     with pytest.raises(ValueError) as refusal:  # noqa: PT011  (the sentence is compared below)
         read_hardware(path)
-    assert str(refusal.value).startswith(sentence)
+    assert str(refusal.value).startswith(f"mine.toml: {sentence}")
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"\x00" * 64, b"{}", b"kind = "])
+def test_a_corrupted_file_is_refused_as_no_toml(tmp_path: Path, content: bytes):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"^mine\.toml: not a TOML file: "):
+        read_hardware(path)
