@@ -19,7 +19,14 @@ from cost_models.hardware import (
     read_hardware,
 )
 from cost_models.roofline import CostModel, Roofline, RooflineEstimate
-from cost_models.units import format_bytes, format_flop, format_seconds, parse_bytes, parse_seconds
+from cost_models.units import (
+    format_bytes,
+    format_flop,
+    format_seconds,
+    parse_bytes,
+    parse_bytes_per_s,
+    parse_seconds,
+)
 from cost_models.work import DTYPES, WORK_KINDS, Collective, Work
 
 __all__ = [
@@ -43,6 +50,7 @@ __all__ = [
     "known_hardware",
     "load_hardware",
     "parse_bytes",
+    "parse_bytes_per_s",
     "parse_seconds",
     "read_hardware",
     "ring_all_gather_s",
