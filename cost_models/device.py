@@ -202,3 +202,28 @@ class HardwareSpec:
             power_watts=self.power_watts * factor,
             idle_power_watts=self.idle_power_watts * factor,
         )
+
+    def divided(self, num_parts: int) -> "HardwareSpec":
+        """What one of several processes has of a CPU that they share in equal parts.
+
+        Rates, bandwidths, memory and power are the whole by the number of parts, whether or not the cores can
+        be dealt out evenly; num_cores is rounded down, to 1 at the least. One part is the whole.
+
+        Raises:
+            ValueError: the device is no CPU, or num_parts < 1.
+        """
+        if self.num_cores is None:
+            raise ValueError(f"hardware {self.name!r} is a {self.kind}, which processes do not share.")
+        if num_parts < 1:
+            raise ValueError(f"hardware {self.name!r}: num_parts must be at least 1: got {num_parts!r}.")
+        socket = self.socket_memory_bytes_per_s
+        return replace(
+            self,
+            num_cores=max(1, self.num_cores // num_parts),
+            peak_flop_per_s={dtype: rate / num_parts for dtype, rate in self.peak_flop_per_s.items()},
+            memory_bytes=self.memory_bytes // num_parts,
+            memory_bytes_per_s=self.memory_bytes_per_s / num_parts,
+            socket_memory_bytes_per_s=None if socket is None else socket / num_parts,
+            power_watts=self.power_watts / num_parts,
+            idle_power_watts=self.idle_power_watts / num_parts,
+        )

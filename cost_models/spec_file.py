@@ -74,7 +74,7 @@ def check_keys(
     Raises:
         ValueError: it names the file, the key and what belongs there.
     """
-    at = prefix.removesuffix(".") or "the file"
+    at = prefix.removesuffix(".") or "the top level"
     unknown = [key for key in table if key not in required and key not in optional]
     if unknown:
         known = ", ".join((*required, *optional))

@@ -210,8 +210,12 @@ def test_a_file_is_named_by_its_stem(tmp_path: Path):
         ('memory_bytes = "a"', 'memory_bytes = " "', "memory_bytes has no source."),
         ("[sources]", '[sources]\ncolour = "a"', "sources.colour belongs to no number of the file."),
         # A key that is missing or unknown.
-        ('kind = "gpu"', "", "the file lacks the key 'kind'. Add it."),
-        ("power_watts = 300", "", "the file lacks the key 'power_watts'. Add it: a number from 1 to 2000 W."),
+        ('kind = "gpu"', "", "the top level lacks the key 'kind'. Add it."),
+        (
+            "power_watts = 300",
+            "",
+            "the top level lacks the key 'power_watts'. Add it: a number from 1 to 2000 W.",
+        ),
         ("float32 = 2.0e12", "", f"peak_flop_per_s lacks the key 'float32'. Add it: {RATE}."),
         (
             '"PCIe"\nbytes_per_s = 1.0e10\nlatency_s = 1.0e-6',
@@ -222,10 +226,14 @@ def test_a_file_is_named_by_its_stem(tmp_path: Path):
         (
             'kind = "gpu"',
             'kind = "gpu"\ncolour = "red"',
-            "the file has the unknown key 'colour'. Give one of",
+            "the top level has the unknown key 'colour'. Give one of",
         ),
         ('name = "PCIe"', 'name = "PCIe"\nlanes = 16', "links.host has the unknown key 'lanes'. Give one of"),
-        ("[peak_flop_per_s]", "[flop_per_cycle]", "the file lacks the key 'clock_hz'. Add it: a number from"),
+        (
+            "[peak_flop_per_s]",
+            "[flop_per_cycle]",
+            "the top level lacks the key 'clock_hz'. Add it: a number from",
+        ),
         # An absurd number.
         (
             "power_watts = 300",
