@@ -25,6 +25,7 @@ from cost_models.collectives import (
     tree_broadcast_s,
 )
 from cost_models.efficiency import DEFAULT_EFFICIENCY, Efficiency
+from cost_models.energy import EnergyModel, energy_j, power_utilization, step_energy_j
 from cost_models.hardware import (
     HardwareSpec,
     LinkSpec,
@@ -53,6 +54,7 @@ __all__ = [
     "Collective",
     "CostModel",
     "Efficiency",
+    "EnergyModel",
     "HardwareSpec",
     "LinkSpec",
     "Rate",
@@ -63,6 +65,7 @@ __all__ = [
     "Work",
     "cluster_collective_s",
     "collective_s",
+    "energy_j",
     "format_bytes",
     "format_flop",
     "format_seconds",
@@ -75,12 +78,14 @@ __all__ = [
     "parse_bytes",
     "parse_bytes_per_s",
     "parse_seconds",
+    "power_utilization",
     "read_cluster",
     "read_cluster_file",
     "read_hardware",
     "ring_all_gather_s",
     "ring_all_reduce_s",
     "ring_reduce_scatter_s",
+    "step_energy_j",
     "tree_all_reduce_s",
     "tree_broadcast_s",
     "two_level_all_gather_s",
