@@ -33,8 +33,8 @@ def energy_j(time_s: float, *, hardware: HardwareSpec, utilization: float) -> fl
     Raises:
         ValueError: a time below 0 or not finite, or a utilization outside [0, 1].
 
-    Reference: Fan, Weber and Barroso, 2007, Power Provisioning for a Warehouse-sized Computer, ISCA, eq. of
-    power as linear in utilization.
+    Reference: Fan, Weber and Barroso, 2007, Power Provisioning for a Warehouse-sized Computer, ISCA: power is
+    nearly linear in utilization.
     """
     if not (math.isfinite(time_s) and time_s >= 0):
         raise ValueError(f"time_s must be finite and at least 0: got {time_s!r}.")
