@@ -1,8 +1,8 @@
-"""Latency-bandwidth times of ring and tree collectives."""
+"""Latency-bandwidth times of ring and tree collectives, and of a transfer to or from the host."""
 
 import math
 
-from cost_models.hardware import LinkSpec
+from cost_models.device import HardwareSpec, LinkSpec
 from cost_models.work import Collective
 
 
@@ -152,3 +152,27 @@ def collective_s(collective: Collective, link: LinkSpec) -> float:
         ring_all_reduce_s(size_bytes, link, world_size=world_size),
         tree_all_reduce_s(size_bytes, link, world_size=world_size),
     )
+
+
+def host_transfer_s(size_bytes: int, hardware: HardwareSpec) -> float:
+    """Time of a copy between a device and the memory of its host, in either direction.
+
+        t = latency_s + size_bytes / bytes_per_s
+
+    Args:
+        size_bytes: what is copied. Nothing costs 0.0.
+        hardware: the device; its link "host" counts.
+
+    Returns:
+        Seconds.
+
+    Raises:
+        ValueError: size_bytes < 0, or a device without a link to a host, such as a CPU.
+
+    Reference: Hockney, 1994, Parallel Comput. 20(3).
+    """
+    _check(size_bytes, world_size=1)
+    link = hardware.links.get("host")
+    if link is None:
+        raise ValueError(f"hardware {hardware.name!r} has no link to a host: its memory is the host's.")
+    return link.latency_s + size_bytes / link.bytes_per_s if size_bytes else 0.0

@@ -42,6 +42,13 @@ _HBM = (
 # A peak counts a fused multiply-add as two; an add or a multiply alone is half of one.
 _VECTOR = "compute: one operation in the place of a fused multiply-add; memory: "
 
+# The smallest claim that is published: whole training steps, of which matrix products are the most.
+_TPU = "Jouppi et al., 2023, TPU v4: training of a large language model at about 0.60 of the peak"
+_TPU_VECTOR = (
+    "compute: 2 x 1024 lanes with two units each at 1.05 GHz (Norrie et al., 2021, for the lanes) beside float32 "
+    "products as six of bfloat16; memory, as on GPUs: "
+)
+
 _XEON = "measured with PyTorch 2.13 on one core of a 2.7 GHz Xeon with AVX-512, DDR taken as 25.6 GB/s: "
 
 DEFAULT_EFFICIENCY: Final[Mapping[str, Mapping[str, Efficiency]]] = {
@@ -60,6 +67,16 @@ DEFAULT_EFFICIENCY: Final[Mapping[str, Mapping[str, Efficiency]]] = {
         "gather": Efficiency(0.5, 0.83, _VECTOR + "rows of whole 32-byte sectors stream; " + _HBM),
         "copy": Efficiency(0.5, 0.83, _VECTOR + _HBM),
         "random": Efficiency(0.5, 0.83, _VECTOR + "a counter-based generator streams its output; " + _HBM),
+    },
+    "tpu": {
+        "matmul": Efficiency(0.6, 0.83, f"{_TPU}; memory, as on GPUs: {_HBM}"),
+        "convolution": Efficiency(0.6, 0.83, f"as matmul: {_TPU}; memory, as on GPUs: {_HBM}"),
+        "attention": Efficiency(0.5, 0.83, f"as on GPUs, within {_TPU}; memory, as on GPUs: {_HBM}"),
+        "reduction": Efficiency(0.1, 0.83, _TPU_VECTOR + _HBM),
+        "elementwise": Efficiency(0.1, 0.83, _TPU_VECTOR + _HBM),
+        "gather": Efficiency(0.1, 0.83, _TPU_VECTOR + "rows of whole tiles stream; " + _HBM),
+        "copy": Efficiency(0.1, 0.83, _TPU_VECTOR + _HBM),
+        "random": Efficiency(0.1, 0.83, _TPU_VECTOR + _HBM),
     },
     "cpu": {
         "matmul": Efficiency(

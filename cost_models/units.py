@@ -1,4 +1,4 @@
-"""Parse and print bytes, seconds and FLOP, always with a unit."""
+"""Parse and print bytes, seconds, bytes a second and FLOP, always with a unit."""
 
 import re
 from collections.abc import Mapping
@@ -27,9 +27,19 @@ SECOND_UNITS: Mapping[str, Decimal] = {
     "h": Decimal(3600),
 }
 
+# Bytes a second; networks are sold in bits.
+BANDWIDTH_UNITS: Mapping[str, Decimal] = {
+    **{f"{unit}/s": Decimal(size_bytes) for unit, size_bytes in BYTE_UNITS.items()},
+    "Mbit/s": Decimal(10**6) / 8,
+    "Gbit/s": Decimal(10**9) / 8,
+    "Tbit/s": Decimal(10**12) / 8,
+}
+
 # No quantity here has more digits before its point.
 _MAX_EXPONENT = 60
-_QUANTITY = re.compile(r"\s*(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(?P<unit>[^\W\d_]*)\s*")
+_QUANTITY = re.compile(
+    r"\s*(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(?P<unit>[^\W\d_]*(?:/[^\W\d_]+)?)\s*"
+)
 
 
 def _split(text: str, *, what: str, units: Mapping[str, object], example: str) -> tuple[Decimal, str]:
@@ -79,6 +89,19 @@ def parse_seconds(text: str) -> float:
     """
     number, unit = _split(text, what="the duration", units=SECOND_UNITS, example="90s")
     return float(number * SECOND_UNITS[unit])
+
+
+def parse_bytes_per_s(text: str) -> float:
+    """Bytes a second of a bandwidth such as "25GB/s" or "200Gbit/s".
+
+    Raises:
+        ValueError: no unit, an unknown unit, a negative number, or not a number.
+
+    >>> parse_bytes_per_s("200Gbit/s")
+    25000000000.0
+    """
+    number, unit = _split(text, what="the bandwidth", units=BANDWIDTH_UNITS, example="25GB/s")
+    return float(number * BANDWIDTH_UNITS[unit])
 
 
 def _scaled(value: float, *, step: float, units: tuple[str, ...]) -> str:

@@ -9,12 +9,17 @@ from cost_models import units
 
 def test_public_names_are_pinned():
     assert set(cost_models.__all__) == {
+        *("ClusterSpec", "UnknownClusterError", "host_cluster", "known_clusters", "load_cluster"),
+        *("read_cluster", "read_cluster_file", "cluster_collective_s", "host_transfer_s"),
+        *("two_level_all_gather_s", "two_level_all_reduce_s", "two_level_reduce_scatter_s"),
+        *("EnergyModel", "energy_j", "step_energy_j", "power_utilization"),
         *("DEFAULT_EFFICIENCY", "DTYPES", "WORK_KINDS"),
         *("Collective", "CostModel", "Efficiency", "HardwareSpec", "LinkSpec", "Rate", "Roofline"),
         *("RooflineEstimate", "UnknownHardwareError", "Work"),
         *("collective_s", "ring_all_gather_s", "ring_all_reduce_s", "ring_reduce_scatter_s"),
         *("tree_all_reduce_s", "tree_broadcast_s"),
-        *("format_bytes", "format_flop", "format_seconds", "parse_bytes", "parse_seconds"),
+        *("format_bytes", "format_flop", "format_seconds", "parse_bytes", "parse_bytes_per_s"),
+        "parse_seconds",
         *("known_hardware", "load_hardware", "read_hardware"),
     }
     assert all(hasattr(cost_models, name) for name in cost_models.__all__)

@@ -13,6 +13,8 @@ DEVICE = HardwareSpec(
     memory_bytes=2**30,
     memory_bytes_per_s=400.0,
     launch_latency_s=1.0,
+    power_watts=100.0,
+    idle_power_watts=20.0,
     efficiency={"matmul": HALF, "elementwise": HALF},
 )
 MODEL = Roofline(DEVICE)

@@ -2,7 +2,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cost_models import format_bytes, format_flop, format_seconds, parse_bytes, parse_seconds
+from cost_models import (
+    format_bytes,
+    format_flop,
+    format_seconds,
+    parse_bytes,
+    parse_bytes_per_s,
+    parse_seconds,
+)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +76,29 @@ def test_durations_are_parsed_to_seconds(text: str, time_s: float):
 def test_bad_durations_are_refused_with_what_to_write(text: str):
     with pytest.raises(ValueError, match=r"^the duration .*got .*for example '90s'\.$"):
         parse_seconds(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "bytes_per_s"),
+    [
+        ("25GB/s", 25e9),
+        ("1.5 TB/s", 1.5e12),
+        ("2GiB/s", 2_147_483_648.0),  # 2 * 1024**3
+        ("200Gbit/s", 25e9),  # eight bits to a byte
+        ("3.2Tbit/s", 400e9),
+        ("800Mbit/s", 100e6),
+    ],
+)
+def test_bandwidths_are_parsed_to_bytes_a_second(text: str, bytes_per_s: float):
+    assert parse_bytes_per_s(text) == bytes_per_s
+
+
+@pytest.mark.parametrize(
+    "text", ["25", 25e9, "25GB", "25Gb/s", "200Gbps", "-1GB/s", "GB/s", "25GB/", "1GB/s/s"]
+)
+def test_bad_bandwidths_are_refused_with_what_to_write(text: str):
+    with pytest.raises(ValueError, match=r"^the bandwidth .*got .*for example '25GB/s'\.$"):
+        parse_bytes_per_s(text)
 
 
 @pytest.mark.parametrize(
