@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from planner.capturing.static import unique_bytes
+from planner.capturing.optimizer_step import unique_bytes
 from planner.lower.trace import pytree
 
 
