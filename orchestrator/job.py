@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from planner.inputs.strict import StrictModel, WorkloadError
 from planner.inputs.targets import TargetSpec
@@ -35,7 +35,10 @@ class TrainSpec(StrictModel):
         data: callable that returns the pair (training set, validation set) of map-style data sets, whose
             samples are pairs (input, target).
         steps: optimizer steps of the whole run.
-        workers: ranks; each has its own copy of the model.
+        workers: ranks; each has its own copy of the model, or its share.
+        sharding: "ddp" for a copy a rank; "fsdp" for FSDP2, where each rank has a share of parameters, gradients
+            and optimizer state, and blocks are gathered for their forward and again for their backward;
+            "fsdp_keep" where they stay gathered in between.
         backend: "ray" for actors of a Ray cluster, "local" for processes of this machine.
         accumulation: micro-batches per rank and step.
         seed: of the initial weights, the order of the data and the ranks' random numbers.
@@ -56,6 +59,7 @@ class TrainSpec(StrictModel):
     data: TargetSpec
     steps: Count
     workers: Count = 1
+    sharding: Literal["ddp", "fsdp", "fsdp_keep"] = "ddp"
     backend: Literal["ray", "local"] = "ray"
     accumulation: Count = 1
     seed: CountOrZero = 0
@@ -71,6 +75,15 @@ class TrainSpec(StrictModel):
     device: Literal["cpu", "cuda"] = "cpu"
     threads_per_worker: Count = 1
     measure_memory_every: CountOrZero = 1
+
+    @model_validator(mode="after")
+    def _sharding_needs_ranks(self) -> Self:
+        if self.sharding != "ddp" and self.workers == 1:
+            raise ValueError(
+                f"sharding {self.sharding!r} shares the model among ranks, but workers is 1; set workers to at "
+                "least 2, or sharding to 'ddp'"
+            )
+        return self
 
 
 class JobSpec(Workload):

@@ -15,18 +15,22 @@ from orchestrator.batch_size.noise_scale import (
     RankNoiseHook,
     recommended_batch,
 )
+from orchestrator.batch_size.shard_noise import ShardNoise
 from orchestrator.data import BatchLayout
+from orchestrator.sharding import is_sharded
 
 
 class NoiseMeasurement:
     """Measures and smooths the noise scale of a run, in samples.
 
     Accumulating ranks compare each micro-batch's gradient with that of the step; ranks that do not accumulate
-    compare their own with that of the step. One rank without accumulation has only one gradient a step, and
+    compare their own with that of the step, and so do ranks that share a model (FSDP2), where the gradients of
+    micro-batches are never seen one by one. One rank without accumulation has only one gradient a step, and
     the estimate says so.
 
     Args:
-        module: of the step, before its first backward; wrapped for data parallelism if ranks are several.
+        module: of the step, before its first backward; wrapped for data parallelism or sharded if ranks are
+            several.
         layout: of the global batch.
     """
 
@@ -35,19 +39,27 @@ class NoiseMeasurement:
         self._estimator = NoiseScaleEstimator()
         self._micro: MicroBatchNoise | None = None
         self._ranks: RankNoiseHook | None = None
-        if layout.accumulation > 1:
+        self._shards: ShardNoise | None = None
+        if is_sharded(module):
+            self._shards = ShardNoise().attach(module)
+        elif layout.accumulation > 1:
             self._micro = MicroBatchNoise(module.parameters())
         elif isinstance(module, DistributedDataParallel):
             self._ranks = RankNoiseHook().attach(module)
 
     def local_norms(self) -> list[float]:
-        """[mean squared norm of this rank's small gradients, squared norm of the step's], before clipping."""
+        """[mean squared norm of this rank's small gradients, squared norm of the step's], before clipping.
+
+        Of a shared model the second is that of this rank's share.
+        """
         if self._micro is not None:
             count = self._layout.accumulation
             norms = self._micro.observation(num_micro_batches=count, loss_factor=1 / count)
             return [float(norms.small_sqnorm), float(norms.big_sqnorm)]
         if self._ranks is not None:
             return [float(self._ranks.local_sqnorm), float(self._ranks.mean_sqnorm)]
+        if self._shards is not None:
+            return self._shards.local_norms()
         return [0.0, 0.0]
 
     def observe(self, norms_by_rank: list[list[float]]) -> NoiseScale:
@@ -57,12 +69,13 @@ class NoiseMeasurement:
         small_batch = layout.global_batch
         if self._micro is not None:
             small_batch = layout.micro_batch
-        elif self._ranks is not None:
+        elif self._ranks is not None or self._shards is not None:
             small_batch = layout.global_batch // layout.world_size
+        shares = norms_by_rank[:1] if self._shards is None else norms_by_rank
         self._estimator.observe(
             small_sqnorm=small,
             small_batch=small_batch,
-            big_sqnorm=norms_by_rank[0][1],
+            big_sqnorm=sum(norms[1] for norms in shares),
             big_batch=layout.global_batch,
         )
         return self._estimator.estimate()

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.distributed.tensor import DTensor
 
 from cost_models.units import format_bytes
-from orchestrator import randomness
+from orchestrator import randomness, sharding
 from orchestrator.checkpoint import CheckpointError, CheckpointStore
 from orchestrator.data import (
     BatchLayout,
@@ -85,8 +85,8 @@ class Trainer:
     Attributes:
         job: what to do.
         ranks: who else takes part.
-        step_module: returns the scalar loss; planned, and wrapped for data parallelism.
-        plain_module: the same parameters without plan and wrapping; validates.
+        step_module: returns the scalar loss; planned, and wrapped for data parallelism or sharded.
+        plain_module: the same parameters without plan and wrapping; validates. The step module where it is sharded.
         model: the part of it whose state is checkpointed.
         plan: that step_module executes; None for plain training.
     """
@@ -109,6 +109,7 @@ class Trainer:
         train = self.job.train
         self.layout = BatchLayout(self.job.micro_batch, train.accumulation, self.ranks.world_size)
         self.stream = SampleStream(len(self.train_set), seed=train.seed, shuffle=train.shuffle)
+        self.in_buckets = self.ranks.world_size > 1 and not sharding.is_sharded(self.step_module)
         self.warned = self.warned_of_peak = False
         self.meter = PeakMeter(self.ranks.device)
         self.noise = NoiseMeasurement(self.step_module, self.layout)
@@ -201,15 +202,15 @@ class Trainer:
 
     def _zero_gradients(self) -> None:
         """Free the gradients, or keep their memory where micro-batches will add to data-parallel buckets."""
-        in_buckets = self.ranks.world_size > 1 and self.layout.accumulation > 1
+        in_buckets = self.in_buckets and self.layout.accumulation > 1
         self.optimizer.zero_grad(set_to_none=not in_buckets)
 
     @contextlib.contextmanager
     def _measured(self) -> Iterator[Measurement]:
         """Measure the peak of this rank from the first batch to the end of the optimizer's step."""
         # Data-parallel buckets exist before the gradients that will be views of them.
-        in_buckets = self.ranks.world_size > 1 and all(p.grad is None for p in self.parameters)
-        bucket_bytes = sum(p.nbytes for p in self.parameters) if in_buckets else 0
+        new = self.in_buckets and all(p.grad is None for p in self.parameters)
+        bucket_bytes = sum(p.nbytes for p in self.parameters) if new else 0
         live = live_tensors(self.plain_module, self.optimizer)
         with self.meter.step(live=live, extra_bytes=bucket_bytes) as measurement:
             yield measurement
@@ -233,11 +234,8 @@ class Trainer:
     @contextlib.contextmanager
     def _synchronized(self, last: bool) -> Iterator[None]:
         """Reduce gradients over the ranks in the last micro-batch only."""
-        if last or not isinstance(self.step_module, DistributedDataParallel):
+        with contextlib.nullcontext() if last else sharding.without_reduction(self.step_module):
             yield
-        else:
-            with self.step_module.no_sync():
-                yield
 
     def _micro_batch(self, micro: int) -> tuple[Any, Any]:
         start = self.layout.start(self.progress.samples_seen, micro=micro, rank=self.ranks.rank)
@@ -252,7 +250,8 @@ class Trainer:
     def _clip(self) -> float | None:
         if self.job.train.clip_norm is None:
             return None
-        return float(nn.utils.clip_grad_norm_(self.parameters, self.job.train.clip_norm))
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.job.train.clip_norm)
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     @torch.no_grad()
     def _validate(self) -> float:
@@ -273,6 +272,7 @@ class Trainer:
             count += len(batch)
         for module, training in modes.items():
             module.training = training
+        sharding.free_gathered(self.plain_module)
         rows = self.ranks.gather([total, float(count)])
         loss = sum(row[0] for row in rows) / sum(row[1] for row in rows)
         if self.ranks.is_first:
@@ -282,17 +282,18 @@ class Trainer:
     def _save(self) -> None:
         """Write the state of the run; every rank takes part, rank 0 writes."""
         states = self.ranks.gather_objects(randomness.capture_state(self.ranks.device))
-        path = None
+        path, state = None, self.state(randomness_by_rank=states)
         if self.ranks.is_first:
-            path = self.store.save(self.state(randomness_by_rank=states), step=self.progress.step)
+            path = self.store.save(state, step=self.progress.step)
             self.reporter.emit({"event": "checkpoint", "step": self.progress.step, "path": str(path)})
         self.reporter.checkpoint_saved(path, step=self.progress.step)
 
     def state(self, *, randomness_by_rank: list[dict[str, Any]]) -> dict[str, Any]:
-        """Everything that the rest of the run depends on."""
+        """Everything that the rest of the run depends on; sharded tensors are whole, and on rank 0 alone."""
+        keep = self.ranks.is_first
         return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": sharding.whole(self.model.state_dict(), keep=keep),
+            "optimizer": sharding.whole(self.optimizer.state_dict(), keep=keep),
             "schedule": self.schedule.state_dict(),
             "noise": self.noise.state_dict(),
             "progress": vars(self.progress).copy(),
@@ -301,8 +302,8 @@ class Trainer:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from what `state` returned, on every rank."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.model.load_state_dict(sharding.model_state_like(state["model"], self.model.state_dict()))
+        self.optimizer.load_state_dict(sharding.optimizer_state_like(state["optimizer"], self.optimizer))
         self.schedule.load_state_dict(state["schedule"])
         self.noise.load_state_dict(state["noise"])
         self.progress = Progress(**state["progress"])

@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 import planner
-from orchestrator import randomness
+from orchestrator import randomness, sharding
 from orchestrator.checkpoint import CheckpointError, CheckpointStore, load_state, step_of
 from orchestrator.data import load_datasets
 from orchestrator.job import JobSpec
@@ -23,6 +22,7 @@ from orchestrator.optim import build_optimizer
 from orchestrator.ranks import Ranks
 from orchestrator.techniques.schedules import build_schedule
 from orchestrator.trainer import Schedule, Trainer
+from planner.blocks import block_names
 from planner.errors import PlanMismatchError
 from planner.inputs.strict import WorkloadError
 from planner.step import StepModule
@@ -36,13 +36,20 @@ class Assignment:
         job: the job as `JobSpec.to_data` writes it.
         folder: what the job's file targets are relative to.
         run_dir: the run's folder; every rank must see the same one.
-        plan: the plan as JSON; None trains without one.
+        plan: of the whole step, as JSON; None trains without one. A plan of the whole step calls no block, so under
+            FSDP2 its parameters are gathered all together.
+        block_plans: name of a block -> the plan of that block, as JSON; see `planner.blocks`.
     """
 
     job: Mapping[str, Any]
     folder: str
     run_dir: str
     plan: str | None
+    block_plans: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.plan is not None and self.block_plans:
+            raise ValueError("a step has one plan, or one for each of its blocks, not both")
 
     def read_job(self) -> JobSpec:
         """The job, its file targets resolved against `folder`."""
@@ -140,11 +147,21 @@ def _train(
 
     randomness.seed_all(job.train.seed)
     model = job.build_model(fake=False).to(ranks.device)
-    plain_module = with_loss(job, model).train()
     plan = None if assignment.plan is None else planner.Plan.from_json(assignment.plan)
+    blocks = block_names(model)
+    model = with_block_plans(model, assignment.block_plans)
+    plain_module = with_loss(job, model).train()
     step_module = plain_module if plan is None else planner.apply(plain_module, plan)
-    if world_size > 1:
-        step_module = _data_parallel(step_module)
+    if world_size > 1 and job.train.sharding == "ddp":
+        step_module = sharding.data_parallel(step_module)
+    elif world_size > 1:
+        sharding.shard(
+            model if plan is None else step_module,
+            blocks=blocks if plan is None else (),
+            reshard_after_forward=job.train.sharding == "fsdp",
+            device=ranks.device,
+        )
+        plain_module = step_module  # whose hooks gather the parameters, in validation too
 
     optimizer = make_optimizer(job, model)
     schedule = make_schedule(job, optimizer)
@@ -188,6 +205,28 @@ def with_loss(job: JobSpec, model: nn.Module) -> nn.Module:
     return model if loss is None else StepModule(model, loss)
 
 
+def with_block_plans(model: nn.Module, plans: Mapping[str, str]) -> nn.Module:
+    """The model with some of its blocks replaced by planned ones; its state dict stays the same.
+
+    Args:
+        model: changed in place; parameters whole.
+        plans: name of a module below it -> its plan as JSON.
+
+    Raises:
+        PlanMismatchError: the model has no such block, or a plan was made for another one.
+    """
+    for name, text in plans.items():
+        parent, _, leaf = name.rpartition(".")
+        try:
+            block = model.get_submodule(name)
+        except AttributeError as error:
+            raise PlanMismatchError(
+                f"there is a plan for the block {name!r}, but the model has none of that name. Plan again for it."
+            ) from error
+        setattr(model.get_submodule(parent), leaf, planner.apply(block, planner.Plan.from_json(text)))
+    return model
+
+
 def make_optimizer(job: JobSpec, module: nn.Module) -> torch.optim.Optimizer:
     """The job's optimizer, without weight decay and layer adaptation for biases and normalization.
 
@@ -211,16 +250,6 @@ def make_schedule(job: JobSpec, optimizer: torch.optim.Optimizer) -> Schedule:
         return build_schedule(optimizer, name=chosen.name, total_steps=job.train.steps, **chosen.settings)
     except (TypeError, ValueError) as error:
         raise WorkloadError(f"train.schedule: {error}") from error
-
-
-def _data_parallel(module: nn.Module) -> nn.Module:
-    """Wrap for data parallelism, with gradient buckets that stay as they are from the first step on.
-
-    By default DDP makes its buckets anew in the second step of a process. With three or more ranks the sums then
-    round differently, so a resumed run would leave the undisturbed one in the last bit. Looking for unused
-    parameters keeps the buckets; the look costs nothing where the plan's step is one node of autograd.
-    """
-    return DistributedDataParallel(module, gradient_as_bucket_view=True, find_unused_parameters=True)
 
 
 def _restore(trainer: Trainer, store: CheckpointStore, ranks: Ranks) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from planner.capturing.static import unique_bytes
+from planner.capturing.optimizer_step import unique_bytes
 from planner.lower.trace import pytree
 
 
@@ -85,12 +85,13 @@ def live_tensors(
         batch: inputs and targets of the step.
 
     Returns:
-        Tensors; several may share a storage.
+        Tensors; several may share a storage. Of a sharded one, this rank's part.
     """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     state = pytree.tree_leaves(list(optimizer.state.values()) if optimizer is not None else [])
     leaves = itertools.chain(model.parameters(), model.buffers(), gradients, state, pytree.tree_leaves(batch))
-    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    # A sharded tensor has its part in an attribute; to name its class would load torch.distributed.tensor.
+    return [getattr(leaf, "_local_tensor", leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
 def _allocations(events: profile) -> Iterator[int]:

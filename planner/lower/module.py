@@ -67,11 +67,11 @@ class PlannedModule(nn.Module):
         """Everything but the compiled step, which the copy makes again."""
         return {**self.__dict__, "_compiled": OrderedDict()}
 
-    def train(self, mode: bool = True) -> PlannedModule:
-        """Set the mode here and in the model."""
-        super().train(mode)
-        self._original.training = mode
-        return self
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; the mode is the model's too, whether ``train()`` sets it or an assignment."""
+        super().__setattr__(name, value)
+        if name == "training" and "_original" in self.__dict__:
+            self._original.training = value
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's outputs."""

@@ -68,16 +68,21 @@ JOB: dict[str, Any] = {
 WriteJob = Callable[..., Path]
 
 
-@pytest.fixture
-def write_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WriteJob:
-    """Write job.yaml with some keys changed, next to tiny.py, in a folder that becomes the current one."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny.py").write_text(TINY)
+def job_writer(folder: Path) -> WriteJob:
+    """A function that writes job.yaml with some keys changed, next to tiny.py."""
+    (folder / "tiny.py").write_text(TINY)
 
     def write(train: dict[str, Any] | None = None, **changes: Any) -> Path:
         job = {**JOB, **changes, "train": {**JOB["train"], **(train or {})}}
-        path = tmp_path / "job.yaml"
+        path = folder / "job.yaml"
         path.write_text(json.dumps(job))
         return path
 
     return write
+
+
+@pytest.fixture
+def write_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WriteJob:
+    """Write job.yaml with some keys changed, next to tiny.py, in a folder that becomes the current one."""
+    monkeypatch.chdir(tmp_path)
+    return job_writer(tmp_path)
