@@ -17,6 +17,7 @@ from orchestrator import jobs
 from orchestrator.failures import RunFailedError
 from orchestrator.job import JobSpec
 from orchestrator.run_folder import RunFolder
+from orchestrator.size_command import size_command
 from planner.__main__ import quiet_libraries, show, tell
 from planner.cli.answer import Answer, PrepareWorkload, explain_file
 from planner.cli.calibrate import calibrate_command
@@ -237,6 +238,11 @@ app.command(
 app.command("check", epilog="Example: lowtide check deploy/jobs/quickstart.yaml --budget 70%")(
     check_command(_load_job, _checking, guard=_answers, show=show, tell=tell)
 )
+
+
+app.command(
+    "size", epilog="Example: lowtide size deploy/jobs/quickstart.yaml --cluster 'host x2' --budget none"
+)(size_command(guard=_answers, show=show, tell=tell))
 
 
 def _calibrating() -> Callable[[CalibrationRequest, bool], Answer]:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
+import yaml
 from pydantic import ConfigDict, Field, model_validator
 
+from cost_models.cluster import ClusterSpec
+from cost_models.cluster_file import host_cluster, load_cluster, read_cluster
 from planner.inputs.strict import StrictModel, WorkloadError
 from planner.inputs.targets import TargetSpec
 from planner.inputs.workload import BatchSpec, Tensors, TensorSpec, Workload
+from planner.tradeoff.rebatched import with_batch_size
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from orchestrator.sizing import Shape
 
 Count = Annotated[int, Field(strict=True, ge=1)]
 CountOrZero = Annotated[int, Field(strict=True, ge=0)]
@@ -36,6 +45,8 @@ class TrainSpec(StrictModel):
             samples are pairs (input, target).
         steps: optimizer steps of the whole run.
         workers: ranks; each has its own copy of the model, or its share.
+        batch_norm: "group_norm" replaces it, "sync" takes its statistics over all ranks (CUDA), "local" accepts
+            those of small micro-batches; absent, sizing refuses micro-batches that are too small for it.
         sharding: "ddp" for a copy a rank; "fsdp" for FSDP2, where each rank has a share of parameters, gradients
             and optimizer state, and blocks are gathered for their forward and again for their backward;
             "fsdp_keep" where they stay gathered in between.
@@ -59,6 +70,7 @@ class TrainSpec(StrictModel):
     data: TargetSpec
     steps: Count
     workers: Count = 1
+    batch_norm: Literal["local", "group_norm", "sync"] | None = None
     sharding: Literal["ddp", "fsdp", "fsdp_keep"] = "ddp"
     backend: Literal["ray", "local"] = "ray"
     accumulation: Count = 1
@@ -77,6 +89,15 @@ class TrainSpec(StrictModel):
     measure_memory_every: CountOrZero = 1
 
     @model_validator(mode="after")
+    def _synchronized_batch_norm_needs_cuda(self) -> Self:
+        if self.batch_norm == "sync" and self.device != "cuda":
+            raise ValueError(
+                f"batch_norm 'sync' is torch's own and runs on CUDA only, but device is {self.device!r}; set "
+                "batch_norm to 'group_norm'"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _sharding_needs_ranks(self) -> Self:
         if self.sharding != "ddp" and self.workers == 1:
             raise ValueError(
@@ -87,9 +108,35 @@ class TrainSpec(StrictModel):
 
 
 class JobSpec(Workload):
-    """A workload and how to train it."""
+    """A workload and how to train it.
+
+    Attributes:
+        train: how.
+        cluster: that `lowtide size` divides the step for: a name and a number of nodes ("dgx-a100-40gb x8"), or
+            device, nodes, devices_per_node and network; absent, the workers on this machine.
+    """
 
     train: TrainSpec
+    cluster: str | dict[str, Any] | None = None
+
+    def cluster_spec(self) -> ClusterSpec:
+        """The cluster that the job names, or this machine with the job's workers.
+
+        Raises:
+            ValueError: no such cluster, or a number in it is wrong.
+        """
+        if self.cluster is None:
+            return host_cluster(self.train.workers)
+        return load_cluster(self.cluster) if isinstance(self.cluster, str) else read_cluster(self.cluster)
+
+    def build_model(self, *, fake: bool) -> nn.Module:
+        """The model, with what `train.batch_norm` makes of its batch norm; see `Workload.build_model`."""
+        from orchestrator.techniques.normalization import with_group_norm, with_sync_batch_norm
+
+        model = super().build_model(fake=fake)
+        if self.train.batch_norm == "group_norm":
+            return with_group_norm(model)
+        return with_sync_batch_norm(model) if self.train.batch_norm == "sync" else model
 
     @property
     def micro_batch(self) -> int:
@@ -128,6 +175,25 @@ class JobSpec(Workload):
             owner = data if key == "budget" else data["train"]
             owner[key] = value
         return type(self).from_data(data, folder=self.model.folder, source="command line")
+
+    def with_shape(self, shape: Shape) -> Self:
+        """This job with its step divided in another way.
+
+        Raises:
+            WorkloadError: the batch is a callable.
+        """
+        changed = with_batch_size(self, shape.micro_batch).model_dump(mode="json")
+        changed["train"] |= {
+            "workers": shape.workers,
+            "sharding": shape.sharding,
+            "accumulation": shape.accumulation,
+        }
+        return type(self).from_data(changed, folder=self.model.folder, source="sizing")
+
+    def to_yaml(self) -> str:
+        """A job file that lies beside this one."""
+        data = self.model_dump(mode="json", exclude_defaults=True)
+        return yaml.safe_dump(data, sort_keys=False, width=110)
 
     def to_data(self) -> dict[str, Any]:
         """Plain data that `from_data` reads back; file targets stay relative to the job's folder."""

@@ -32,10 +32,10 @@ def plan_block(block: nn.Module, inputs: Any, *, budget: str, **options: Any) ->
     Raises:
         CaptureError, InfeasibleError, SolverError, ValueError: as for `planner.plan`.
     """
-    return plan(block, (inputs, ()), loss=_half_square, budget=budget, **options)
+    return plan(block, (inputs, ()), loss=half_square, budget=budget, **options)
 
 
-def _half_square(outputs: Any, _: Any) -> torch.Tensor:
+def half_square(outputs: Any, _: Any) -> torch.Tensor:
     """Half the squared norm of all outputs that have a gradient."""
     leaves = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
     return torch.stack([leaf.square().sum() / 2 for leaf in leaves if leaf.requires_grad]).sum()

@@ -3,8 +3,9 @@
     python -m tests.bench.step_time                                # eight models; about ten minutes on two cores
     python -m tests.bench.step_time gpt2 resnet50 --rounds 5 --json
 
-In each round, model by model, every operation of it is visited once, and after every dozen of them a step of it runs,
-planned with everything retained, on one thread: both see the same moods of the machine. Times are processor seconds,
+In each round, model by model, every operation of it is visited once, and after every dozen a step of it runs,
+planned with everything retained, on one thread: both see the machine in the same moods. Times are processor
+seconds,
 medians over the rounds.
 """
 

@@ -1,0 +1,355 @@
+"""Global batch -> micro-batch x accumulation x workers x sharding x plan: every combination, priced."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import nn
+
+from cost_models.cluster import ClusterSpec
+from cost_models.energy import energy_j, step_energy_j
+from cost_models.roofline import CostModel
+from cost_models.units import format_bytes
+from cost_models.work import Work
+from orchestrator.step_timeline import BlockTimes, Communication, Timeline, timeline
+from planner.blocks import Unit, units
+from planner.blockwise.prepare import Profiles
+from planner.blockwise.profile import Chosen, Profile
+from planner.capturing.optimizer_step import optimizer_bytes
+from planner.capturing.rank_memory import RankMemory, Sharding, rank_memory, share_shape
+from planner.errors import InfeasibleError
+from planner.plan_file import Plan
+from planner.prepared import Prepared, plan_within
+
+SHARDINGS: tuple[Sharding, ...] = ("ddp", "fsdp", "fsdp_keep")
+Objective = Literal["time", "energy"]
+# What the allocator, the driver and the communication library hold of a device, beside tensors.
+RESERVED_SHARE = 0.06
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How one optimizer step is divided.
+
+    Attributes:
+        workers: ranks.
+        sharding: how they share the model.
+        micro_batch: samples of one forward of one rank.
+        accumulation: forwards of one rank in one step.
+    """
+
+    workers: int
+    sharding: Sharding
+    micro_batch: int
+    accumulation: int
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of one optimizer step."""
+        return self.workers * self.micro_batch * self.accumulation
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A shape with its plan and its price.
+
+    Attributes:
+        shape: how the step is divided.
+        peak_bytes: predicted of one rank; where it does not fit, the least that any plan found for it needs.
+        step_s: seconds of one optimizer step; 0.0 where it does not fit.
+        compute_s: of forward and backward with everything retained.
+        remat_s: that rematerialization adds.
+        exposed_s: of communication that no computation hides.
+        optimizer_s: of the optimizer.
+        energy_j: of the devices of all ranks.
+        is_blockwise: planned block by block.
+        refused: why it cannot be run, "" where it can.
+    """
+
+    shape: Shape
+    peak_bytes: int
+    step_s: float = 0.0
+    compute_s: float = 0.0
+    remat_s: float = 0.0
+    exposed_s: float = 0.0
+    optimizer_s: float = 0.0
+    energy_j: float = 0.0
+    is_blockwise: bool = False
+    refused: str = ""
+
+    @property
+    def samples_per_s(self) -> float:
+        """Samples a second over all ranks; 0.0 where it does not fit."""
+        return self.shape.global_batch / self.step_s if self.step_s else 0.0
+
+    def score(self, objective: Objective) -> float:
+        """Seconds or joules of a sample, the less the better."""
+        if self.refused:
+            return float("inf")
+        return (self.energy_j if objective == "energy" else self.step_s) / self.shape.global_batch
+
+
+@dataclass(frozen=True)
+class SizedStep:
+    """What must be known of a job's step.
+
+    Attributes:
+        model: the module that returns the loss, without memory.
+        optimizer: builds its optimizer.
+        blocks: names of its repeated blocks; () plans the whole step in one.
+        profiles: of the blocks; None where there are none.
+        whole: micro-batch and sharing -> the whole step, ready to be planned; None where it is too large for that.
+        cost_model: workers of one node -> prices operations.
+        optimizer_work: of its step on all parameters.
+        batch_norm: name of a layer that normalizes over the micro-batch of one rank, "" where there is none.
+        overlaps: messages travel while the device computes.
+        solver_limit_s: of each search for a plan of a whole step.
+    """
+
+    model: nn.Module
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer]
+    blocks: tuple[str, ...]
+    profiles: Callable[[int], Profiles] | None
+    whole: Callable[[Shape], Prepared[Plan]] | None
+    cost_model: Callable[[int], CostModel]
+    optimizer_work: Work
+    batch_norm: str
+    overlaps: bool
+    solver_limit_s: float
+
+
+# The fewest samples that batch statistics are good for.
+LEAST_BATCH_NORM = 32
+
+
+def shapes_of(global_batch: int, cluster: ClusterSpec) -> Iterator[Shape]:
+    """Every way to divide a step: workers by powers of two and whole nodes, micro-batches by divisors.
+
+    Args:
+        global_batch: samples of one optimizer step.
+        cluster: that it runs on.
+    """
+    counts = {1 << power for power in range(cluster.world_size.bit_length())}
+    counts |= {nodes * cluster.devices_per_node for nodes in range(1, cluster.num_nodes + 1)}
+    for workers in sorted(count for count in counts if count <= cluster.world_size):
+        if global_batch % workers:
+            continue
+        share = global_batch // workers
+        for micro_batch in (size for size in range(1, share + 1) if share % size == 0):
+            for sharding in SHARDINGS if workers > 1 else SHARDINGS[:1]:
+                yield Shape(workers, sharding, micro_batch, share // micro_batch)
+
+
+class Sizing:
+    """Prices shapes of one step on one cluster; what shapes share is computed once.
+
+    Args:
+        step: of the job.
+        cluster: that it runs on.
+        budget_bytes: of one rank; None for the memory of a device less `RESERVED_SHARE`.
+    """
+
+    def __init__(self, step: SizedStep, cluster: ClusterSpec, *, budget_bytes: int | None) -> None:
+        self._step, self._cluster = step, cluster
+        self.budget_bytes = budget_bytes or int(cluster.device.memory_bytes * (1.0 - RESERVED_SHARE))
+        self._profiles: dict[tuple[int, int], Profile] = {}
+        self._memory: dict[tuple[int, Sharding, bool], RankMemory] = {}
+        self._states: dict[int, tuple[int, int]] = {}
+
+    def sized(self, shape: Shape) -> Sized:
+        """The shape with its best plan, or why there is none."""
+        step = self._step
+        if step.batch_norm and shape.micro_batch < LEAST_BATCH_NORM:
+            return Sized(shape, 0, refused=self._batch_norm_sentence(shape))
+        if step.whole is not None and shape.sharding == "ddp":
+            return self._whole(shape, step.whole)
+        if step.profiles is None:
+            return Sized(shape, 0, refused="the model has no repeated blocks to gather and plan one by one")
+        return self._blockwise(shape)
+
+    def _batch_norm_sentence(self, shape: Shape) -> str:
+        return (
+            f"batch norm ({self._step.batch_norm}) over {shape.micro_batch} samples, fewer than "
+            f"{LEAST_BATCH_NORM}: set train.batch_norm to group_norm, which does not look at the batch, or to "
+            "sync, which looks at that of all ranks (CUDA)"
+        )
+
+    def _per_node(self, shape: Shape) -> int:
+        return min(shape.workers, self._cluster.devices_per_node)
+
+    def _whole(self, shape: Shape, prepare: Callable[[Shape], Prepared[Plan]]) -> Sized:
+        """One plan for the whole step: what `lowtide train` makes for a model that is small enough."""
+        try:
+            plan = plan_within(
+                prepare(shape),
+                budget=f"{self.budget_bytes}B",
+                time_limit_s=self._step.solver_limit_s,
+                gap=0.005,
+                solver="auto",
+                free_order=False,
+            )
+        except InfeasibleError as error:
+            return self._too_large(shape, error.smallest_feasible_bytes or 0)
+        compute_s = plan.step_s
+        forward_backward_s = compute_s * (1.0 + plan.extra_time_fraction)
+        # All gradients appear when the one node of autograd returns: nothing is left to hide their reduction.
+        exposed_s = self._all_reduce_s(shape)
+        return self._priced(
+            shape,
+            peak_bytes=plan.predicted_peak_bytes,
+            compute_s=shape.accumulation * compute_s,
+            remat_s=shape.accumulation * (forward_backward_s - compute_s),
+            exposed_s=exposed_s,
+            is_blockwise=False,
+        )
+
+    def _all_reduce_s(self, shape: Shape) -> float:
+        gradient_bytes = self._rank_memory(shape).gradient_bytes
+        return Communication(self._cluster, shape.workers).all_reduce_s(gradient_bytes)
+
+    def _blockwise(self, shape: Shape) -> Sized:
+        memory, profile = self._rank_memory(shape), self._profile(shape)
+        static = memory.parameter_bytes + memory.buffer_bytes + memory.kept_bytes
+        static += memory.gradient_bytes if shape.sharding == "ddp" else memory.communication_bytes
+        if shape.sharding == "ddp" and shape.workers > 1:
+            # One gradient lies beside its bucket until it is copied into it.
+            static += max((p.numel() * p.element_size() for p in self._step.model.parameters()), default=0)
+        static += self._all_profiles(shape).shared_bytes(shape.micro_batch)
+        after = memory.resident_bytes + memory.optimizer_temporary_bytes
+        chosen = profile.within(self.budget_bytes - static)
+        if chosen is None or after > self.budget_bytes:
+            return self._too_large(shape, max(static + profile.smallest_bytes, after))
+        times = self._times(profile, chosen)
+        last = timeline(times, Communication(self._cluster, shape.workers), shape.sharding, is_last=True)
+        early = timeline(times, Communication(self._cluster, shape.workers), shape.sharding, is_last=False)
+        passes = [early] * (shape.accumulation - 1) + [last]
+        if not self._step.overlaps:
+            passes = [
+                Timeline(t.compute_s, t.compute_s + t.communication_s, t.communication_s) for t in passes
+            ]
+        compute_s = profile.fastest.time_s
+        return self._priced(
+            shape,
+            peak_bytes=max(static + chosen.peak_bytes, after),
+            compute_s=shape.accumulation * compute_s,
+            remat_s=shape.accumulation * (chosen.time_s - compute_s),
+            exposed_s=sum(t.exposed_s for t in passes),
+            is_blockwise=True,
+        )
+
+    def _times(self, profile: Profile, chosen: Chosen) -> BlockTimes:
+        """What the timeline of a micro-batch needs."""
+        order = self._all_profiles_order
+        sizes = {
+            unit.name: sum(p.numel() * p.element_size() for p in unit.parameters) for unit in self._units
+        }
+        options = [profile.option(at, number) for at, number in enumerate(chosen.options)]
+        return BlockTimes(
+            rest_s=profile.rest.time_s,
+            forward_s=tuple(o.forward_s for o in options),
+            backward_s=tuple(o.backward_s for o in options),
+            block_bytes=tuple(sizes[name] for name in order),
+            root_bytes=sizes[""],
+        )
+
+    @functools.cached_property
+    def _units(self) -> Sequence[Unit]:
+        return units(self._step.model, self._step.blocks)
+
+    def _priced(
+        self,
+        shape: Shape,
+        *,
+        peak_bytes: int,
+        compute_s: float,
+        remat_s: float,
+        exposed_s: float,
+        is_blockwise: bool,
+    ) -> Sized:
+        optimizer_s = self._optimizer_s(shape)
+        step_s = compute_s + remat_s + exposed_s + optimizer_s
+        # Matrix units and memory are busy while a rank computes: board power.
+        busy_j = energy_j(compute_s + remat_s + optimizer_s, hardware=self._cluster.device, utilization=1.0)
+        return Sized(
+            shape=shape,
+            peak_bytes=peak_bytes,
+            step_s=step_s,
+            compute_s=compute_s,
+            remat_s=remat_s,
+            exposed_s=exposed_s,
+            optimizer_s=optimizer_s,
+            energy_j=step_energy_j(
+                busy_j, hardware=self._cluster.device, exposed_s=exposed_s, world_size=shape.workers
+            ),
+            is_blockwise=is_blockwise,
+        )
+
+    def _optimizer_s(self, shape: Shape) -> float:
+        work = self._step.optimizer_work
+        model = self._step.cost_model(self._per_node(shape))
+        if shape.sharding == "ddp":
+            return model.time_s(work)
+        share = replace(
+            work,
+            flop=work.flop / shape.workers,
+            read_bytes=work.read_bytes // shape.workers,
+            written_bytes=work.written_bytes // shape.workers,
+        )
+        # The time of a share is that of the whole by its bytes, where only the whole was measured.
+        alone = model.time_s(replace(work, operation=""))
+        scale = model.time_s(work) / alone if alone else 1.0
+        return scale * model.time_s(replace(share, operation=""))
+
+    def _too_large(self, shape: Shape, need_bytes: int) -> Sized:
+        need = f"needs at least {format_bytes(need_bytes)}" if need_bytes else "does not fit"
+        return Sized(shape, need_bytes, refused=f"{need} of {format_bytes(self.budget_bytes)} on each rank")
+
+    def _profile(self, shape: Shape) -> Profile:
+        key = (self._per_node(shape) if self._cluster.device.kind == "cpu" else 0, shape.micro_batch)
+        if key not in self._profiles:
+            self._profiles[key] = self._all_profiles(shape).profile(shape.micro_batch)
+        return self._profiles[key]
+
+    def _all_profiles(self, shape: Shape) -> Profiles:
+        assert self._step.profiles is not None
+        return self._step.profiles(self._per_node(shape))
+
+    @functools.cached_property
+    def _all_profiles_order(self) -> tuple[str, ...]:
+        assert self._step.profiles is not None
+        return self._step.profiles(1).order
+
+    def _rank_memory(self, shape: Shape) -> RankMemory:
+        workers = 2 if shape.sharding == "ddp" and shape.workers > 1 else shape.workers
+        key = (workers, shape.sharding, shape.accumulation > 1)
+        if key not in self._memory:
+            memory = rank_memory(
+                self._step.model,
+                optimizer=None,
+                world_size=workers,
+                sharding=shape.sharding,
+                blocks=self._step.blocks,
+                accumulation=shape.accumulation,
+                staging=self._cluster.device.kind == "cpu",
+            )
+            state_bytes, temporary_bytes = self._optimizer_bytes(
+                1 if shape.sharding == "ddp" else shape.workers
+            )
+            self._memory[key] = replace(
+                memory, optimizer_bytes=state_bytes, optimizer_temporary_bytes=temporary_bytes
+            )
+        return self._memory[key]
+
+    def _optimizer_bytes(self, parts: int) -> tuple[int, int]:
+        """State and temporaries of the optimizer on the first of so many shares of every parameter."""
+        if parts not in self._states:
+            self._states[parts] = optimizer_bytes(
+                self._step.model,
+                self._step.optimizer,
+                shape=functools.partial(share_shape, world_size=parts, rank=0),
+            )
+        return self._states[parts]
