@@ -14,6 +14,7 @@ from torch import nn
 from cost_models.hardware import load_hardware
 from cost_models.roofline import Roofline
 from planner.capture import Captured, capture
+from planner.capturing.rank_memory import Sharding
 from planner.capturing.static import static_memory
 from planner.capturing.workspace import with_workspaces
 from planner.costed import annotate
@@ -120,8 +121,12 @@ def prepare(
     world_size: int = 1,
     accumulation: int = 1,
     executor: ExecutorName = "aten",
+    sharding: Sharding = "ddp",
 ) -> Prepared[Plan]:
     """Capture and price the training step of a model; the arguments are those of `plan`.
+
+    With ``sharding="fsdp"`` or ``"fsdp_keep"`` the ranks share the model and gather it all together, as a planned
+    step needs it.
 
     Raises:
         CaptureError: the step cannot be captured.
@@ -136,7 +141,12 @@ def prepare(
         graph, num_unknown = with_workspaces(captured.graph, captured.calls)
         workspace = "measured" if not num_unknown else f"measured, {num_unknown} operations unknown"
     static = static_memory(
-        captured, model, optimizer=optimizer, world_size=world_size, accumulation=accumulation
+        captured,
+        model,
+        optimizer=optimizer,
+        world_size=world_size,
+        accumulation=accumulation,
+        sharding=sharding,
     )
     provenance: dict[str, Any] = dict(
         lowtide_version=importlib.metadata.version("lowtide"),
@@ -202,8 +212,9 @@ def prepare_workload(
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
     world_size: int = 1,
     accumulation: int = 1,
+    sharding: Sharding = "ddp",
 ) -> Prepared[Plan]:
-    """Capture and price what a file names; the arguments are those of `plan_workload`.
+    """Capture and price what a file names; the arguments are those of `plan_workload` and `prepare`.
 
     Raises:
         WorkloadError, CaptureError, ValueError: as for `plan_workload`.
@@ -221,6 +232,7 @@ def prepare_workload(
         world_size=world_size,
         accumulation=accumulation,
         executor=workload.executor,
+        sharding=sharding,
     )
 
 
