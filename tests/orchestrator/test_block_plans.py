@@ -25,7 +25,7 @@ BATCH, LENGTH, WIDTH = 8, 64, 32
 
 def model() -> TinyGPT:
     torch.manual_seed(0)
-    return TinyGPT(width=WIDTH, layers=4, dropout=0.1)
+    return TinyGPT(width=WIDTH, layers=3, dropout=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def plans() -> dict[str, str]:
 
 
 def run(kind: str, rank: int, plans: dict[str, str]) -> tuple[list[torch.Tensor], list[str], int]:
-    """Gradients, names of the state, and peak bytes of the third step."""
+    """Gradients of the last of three steps, names of the state, and the peak bytes of a step."""
     module = with_block_plans(model(), plans)
     if kind == "ddp":
         step = sharding.data_parallel(module)
@@ -52,7 +52,7 @@ def run(kind: str, rank: int, plans: dict[str, str]) -> tuple[list[torch.Tensor]
     generator = torch.Generator().manual_seed(rank)
     tokens = torch.randint(0, 64, (BATCH, LENGTH), generator=generator)
     peaks = []
-    for number in range(4):
+    for number in range(3):
         step.zero_grad()
         torch.manual_seed(10 * rank + number)
         with PeakMeter("cpu").step(live=live_tensors(module, batch=tokens)) as measured:
