@@ -50,6 +50,7 @@ def prepare_job(job: JobSpec) -> Prepared[Plan]:
             optimizer=functools.partial(make_optimizer, job),
             world_size=job.train.workers,
             accumulation=job.train.accumulation,
+            sharding=job.train.sharding,
         )
 
 

@@ -12,7 +12,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils import _pytree as pytree
 
 from orchestrator.checkpoint import CheckpointError
 from planner.inputs.strict import WorkloadError
@@ -105,13 +104,14 @@ def whole(state: Any, *, keep: bool) -> Any:
         keep: False where this rank only takes part; its sharded tensors become None.
     """
 
-    def gathered(leaf: Any) -> Any:
-        if not isinstance(leaf, DTensor):
-            return leaf
-        full = leaf.full_tensor().detach()
+    if isinstance(state, DTensor):
+        full = state.full_tensor().detach()
         return full.cpu() if keep else None
-
-    return pytree.tree_map(gathered, state)
+    if isinstance(state, Mapping):
+        return {key: whole(value, keep=keep) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(whole(value, keep=keep) for value in state)
+    return state
 
 
 def sharded_like(tensor: torch.Tensor, like: DTensor, *, what: str) -> DTensor:

@@ -14,6 +14,7 @@ from torch import nn
 
 from cost_models.hardware import HOST
 from planner.capture import Captured, capture
+from planner.capturing.rank_memory import Sharding
 from planner.capturing.static import static_memory
 from planner.capturing.workspace import with_workspaces
 from planner.graph import Phase
@@ -123,8 +124,12 @@ def prepare(
     accumulation: int = 1,
     measurements: str | Path | None = None,
     executor: ExecutorName = "aten",
+    sharding: Sharding = "ddp",
 ) -> Prepared[Plan]:
     """Capture and price the training step of a model; the arguments are those of `plan`.
+
+    With ``sharding="fsdp"`` or ``"fsdp_keep"`` the ranks share the model and gather it all together, as a planned
+    step needs it.
 
     Raises:
         CaptureError: the step cannot be captured.
@@ -144,7 +149,12 @@ def prepare(
         graph, num_unknown = with_workspaces(captured.graph, captured.calls)
         workspace = "measured" if not num_unknown else f"measured, {num_unknown} operations unknown"
     static = static_memory(
-        captured, model, optimizer=optimizer, world_size=world_size, accumulation=accumulation
+        captured,
+        model,
+        optimizer=optimizer,
+        world_size=world_size,
+        accumulation=accumulation,
+        sharding=sharding,
     )
     provenance: dict[str, Any] = dict(
         lowtide_version=importlib.metadata.version("lowtide"),
@@ -230,8 +240,9 @@ def prepare_workload(
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
     world_size: int = 1,
     accumulation: int = 1,
+    sharding: Sharding = "ddp",
 ) -> Prepared[Plan]:
-    """Capture and price what a file names; the arguments are those of `plan_workload`.
+    """Capture and price what a file names; the arguments are those of `plan_workload` and `prepare`.
 
     Raises:
         WorkloadError, CaptureError, ValueError: as for `plan_workload`.
@@ -246,6 +257,7 @@ def prepare_workload(
         accumulation=accumulation,
         measurements=workload.measurements_path,
         executor=workload.executor,
+        sharding=sharding,
     )
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+
+from planner.errors import PlanMismatchError
 
 
 def call_model(model: Callable[..., Any], inputs: Any) -> Any:
@@ -16,6 +19,26 @@ def call_model(model: Callable[..., Any], inputs: Any) -> Any:
     if isinstance(inputs, Sequence):
         return model(*inputs)
     return model(inputs)
+
+
+def named_inputs(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs of a call all by name: those given by position have the names of the forward's parameters.
+
+    Raises:
+        PlanMismatchError: the forward takes some by position alone.
+    """
+    kinds = inspect.Parameter
+    by_name = [
+        name
+        for name, parameter in inspect.signature(module.forward).parameters.items()
+        if parameter.kind is kinds.POSITIONAL_OR_KEYWORD
+    ]
+    if len(args) > len(by_name):
+        raise PlanMismatchError(
+            f"{type(module).__name__} is called with {len(args)} inputs by position and {sorted(kwargs)} by name, "
+            f"but only {len(by_name)} of its inputs by position have names. Call it all by position or all by name."
+        )
+    return {**dict(zip(by_name, args, strict=False)), **kwargs}
 
 
 class StepModule(nn.Module):

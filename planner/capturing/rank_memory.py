@@ -27,7 +27,8 @@ class RankMemory:
     Attributes:
         parameter_bytes: whole, or this rank's padded shares.
         buffer_bytes: of the model.
-        gradient_bytes: whole (in buckets where ranks are several), or this rank's padded shares.
+        gradient_bytes: whole (in buckets where ranks are several), or this rank's padded shares. DDP's two counters
+            of 4 B for each parameter are in no tensor and not in it.
         optimizer_bytes: its state, slow copies of weights (LookAhead) in it.
         average_bytes: a running average of the weights.
         optimizer_temporary_bytes: the most that a step of the optimizer allocates besides.

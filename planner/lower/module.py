@@ -17,6 +17,7 @@ from planner.lower.executor import Executor
 from planner.lower.other_batch import only_sizes_differ
 from planner.lower.signature import input_words
 from planner.plan_file import Plan
+from planner.step import named_inputs
 
 Replan = Callable[[nn.Module, Any, Plan], Plan]
 # (index among the modules, "_parameters" or "_buffers", name there) of each tensor; and what runs the step.
@@ -77,7 +78,9 @@ class PlannedModule(nn.Module):
         """The model's outputs."""
         if not (self.training and torch.is_grad_enabled()):
             return self._original(*args, **kwargs)
-        inputs = _inputs(args, kwargs)
+        if args and kwargs:
+            args, kwargs = (), named_inputs(self._original, args, kwargs)
+        inputs = kwargs or args
         modules = _modules_of(self._original, [])
         key = (_state(modules), input_words(inputs))
         compiled: OrderedDict[Any, _Step] = self._compiled
@@ -174,12 +177,3 @@ def _places(model: nn.Module, modules: Sequence[nn.Module], names: Sequence[str]
         is_parameter = owner._parameters.get(leaf) is not None
         places.append((index_of[owner], "_parameters" if is_parameter else "_buffers", leaf))
     return places
-
-
-def _inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if args and kwargs:
-        raise PlanMismatchError(
-            "a planned module takes its inputs all by position or all by name, as in the batch of the plan; "
-            f"got {len(args)} by position and {sorted(kwargs)} by name."
-        )
-    return kwargs or args

@@ -16,6 +16,7 @@ from planner.block_plan import plan_block
 from planner.blocks import block_names
 from planner.errors import PlanMismatchError
 from planner.measure import PeakMeter, live_tensors
+from planner.step import named_inputs
 from tests.models import TinyGPT, token_loss
 from tests.ranks import on_ranks
 
@@ -24,7 +25,7 @@ BATCH, LENGTH, WIDTH = 8, 64, 32
 
 def model() -> TinyGPT:
     torch.manual_seed(0)
-    return TinyGPT(width=WIDTH, layers=4, dropout=0.1)
+    return TinyGPT(width=WIDTH, layers=3, dropout=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def plans() -> dict[str, str]:
 
 
 def run(kind: str, rank: int, plans: dict[str, str]) -> tuple[list[torch.Tensor], list[str], int]:
-    """Gradients, names of the state, and peak bytes of the third step."""
+    """Gradients of the last of three steps, names of the state, and the peak bytes of a step."""
     module = with_block_plans(model(), plans)
     if kind == "ddp":
         step = sharding.data_parallel(module)
@@ -51,7 +52,7 @@ def run(kind: str, rank: int, plans: dict[str, str]) -> tuple[list[torch.Tensor]
     generator = torch.Generator().manual_seed(rank)
     tokens = torch.randint(0, 64, (BATCH, LENGTH), generator=generator)
     peaks = []
-    for number in range(4):
+    for number in range(3):
         step.zero_grad()
         torch.manual_seed(10 * rank + number)
         with PeakMeter("cpu").step(live=live_tensors(module, batch=tokens)) as measured:
@@ -113,3 +114,40 @@ def test_a_planned_block_alone_has_the_gradients_of_eager(plans: dict[str, str])
         token_loss(module(tokens), tokens).backward()
     for ours, theirs in zip(planned.parameters(), eager.parameters(), strict=True):
         assert torch.equal(ours.grad, theirs.grad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_blocks_called_by_position_and_name_are_planned_by_name(kind: str):
+    transformers: Any = pytest.importorskip("transformers", reason="transformers is not installed")
+    common = dict(vocab_size=64, use_cache=False, bos_token_id=0, eos_token_id=0)
+    torch.manual_seed(0)
+    if kind == "gpt2":
+        config = transformers.GPT2Config(n_layer=2, n_embd=32, n_head=2, n_positions=64, **common)
+        eager = transformers.GPT2LMHeadModel(config).train()
+    else:
+        sizes = dict(hidden_size=32, intermediate_size=64, num_attention_heads=2, num_hidden_layers=2)
+        eager = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **common)).train()
+    names, tokens = block_names(eager), torch.randint(0, 64, (2, 32))
+    calls: list[Any] = []
+    block = eager.get_submodule(names[1])
+    with block.register_forward_pre_hook(lambda *call: calls.append(call), with_kwargs=True):
+        eager(input_ids=tokens)
+    assert calls[0][1]
+    assert calls[0][2]
+    plan = plan_block(block, named_inputs(*calls[0]), budget="80% of activations")
+    planned = with_block_plans(copy.deepcopy(eager), dict.fromkeys(names, plan.to_json()))
+    for module in (eager, planned):
+        torch.manual_seed(1)
+        token_loss(module(input_ids=tokens).logits, tokens).backward()
+    assert list(planned.state_dict()) == list(eager.state_dict())
+    for ours, theirs in zip(planned.parameters(), eager.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_inputs_by_position_get_the_names_of_the_forward():
+    class Two(nn.Module):
+        def forward(self, x: Any, y: Any, *, z: Any) -> None: ...
+
+    assert named_inputs(Two(), (1, 2), {"z": 3}) == {"x": 1, "y": 2, "z": 3}
+    with pytest.raises(PlanMismatchError, match="only 2 of its inputs by position have names"):
+        named_inputs(Two(), (1, 2, 3), {"z": 4})

@@ -11,6 +11,7 @@ from orchestrator.checkpoint import load_state
 from orchestrator.job import JobSpec
 from orchestrator.planning import plan_job
 from orchestrator.worker import Assignment, train_rank
+from planner import Plan
 from planner.inputs.strict import WorkloadError
 from tests.orchestrator.conftest import job_writer
 from tests.orchestrator.test_training import Recorder, differences
@@ -73,6 +74,7 @@ class Runs:
         self.changes = {"model": "blocks.py:net", "loss": "blocks.py:loss", "batch": batch}
         self.write_job = job_writer(folder)
         self.asked: dict[str, tuple[Assignment, int | None]] = {}
+        self.plan: Plan
 
     def job(self, sharding: str, optimizer: dict[str, Any], **changes: Any) -> JobSpec:
         train = {"workers": 2, "steps": STEPS, "sharding": sharding, **changes.pop("train", {})}
@@ -116,7 +118,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     runs.ask("first half ddp", runs.job("ddp", SGD), into="moved", stop_after=5)
     runs.ask("second half fsdp", runs.job("fsdp", SGD), into="moved")
     planned = runs.job("fsdp", SGD, budget="95%")
-    runs.ask("whole plan", planned, plan=plan_job(planned).to_json())
+    runs.plan = plan_job(planned)
+    runs.ask("whole plan", planned, plan=runs.plan.to_json())
     runs.run()
     return runs
 
@@ -175,6 +178,8 @@ def test_sharded_ranks_continue_what_data_parallel_ones_began(runs: Runs):
 def test_a_plan_of_the_whole_step_runs_on_sharded_ranks(runs: Runs):
     assert runs.losses("whole plan") == runs.losses("sgd ddp")
     assert differences(runs.final("whole plan")["model"], runs.final("sgd ddp")["model"]) == []
+    peaks = [event["measured_peak_bytes"] for event in runs.steps("whole plan")]
+    assert min(peaks[1:]) <= runs.plan.predicted_peak_bytes
 
 
 @pytest.mark.slow
