@@ -50,6 +50,8 @@ class TrainSpec(StrictModel):
         sharding: "ddp" for a copy a rank; "fsdp" for FSDP2, where each rank has a share of parameters, gradients
             and optimizer state, and blocks are gathered for their forward and again for their backward;
             "fsdp_keep" where they stay gathered in between.
+        planning: "whole" for one plan of the step, "blocks" for one of each block, which can be gathered and freed
+            block by block; absent, whole under ddp and blocks under fsdp.
         backend: "ray" for actors of a Ray cluster, "local" for processes of this machine.
         accumulation: micro-batches per rank and step.
         seed: of the initial weights, the order of the data and the ranks' random numbers.
@@ -72,6 +74,7 @@ class TrainSpec(StrictModel):
     workers: Count = 1
     batch_norm: Literal["local", "group_norm", "sync"] | None = None
     sharding: Literal["ddp", "fsdp", "fsdp_keep"] = "ddp"
+    planning: Literal["whole", "blocks"] | None = None
     backend: Literal["ray", "local"] = "ray"
     accumulation: Count = 1
     seed: CountOrZero = 0
@@ -176,8 +179,8 @@ class JobSpec(Workload):
             owner[key] = value
         return type(self).from_data(data, folder=self.model.folder, source="command line")
 
-    def with_shape(self, shape: Shape) -> Self:
-        """This job with its step divided in another way.
+    def with_shape(self, shape: Shape, *, is_blockwise: bool) -> Self:
+        """This job with its step divided in another way, planned block by block or in one.
 
         Raises:
             WorkloadError: the batch is a callable.
@@ -187,6 +190,7 @@ class JobSpec(Workload):
             "workers": shape.workers,
             "sharding": shape.sharding,
             "accumulation": shape.accumulation,
+            "planning": "blocks" if is_blockwise else "whole",
         }
         return type(self).from_data(changed, folder=self.model.folder, source="sizing")
 

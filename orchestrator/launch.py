@@ -11,6 +11,7 @@ from typing import Any
 
 from orchestrator.backends import local, ray_cluster
 from orchestrator.backends.protocol import Backend, RunFailedError
+from orchestrator.block_planning import is_planned_blockwise, plan_job_blocks
 from orchestrator.job import JobSpec
 from orchestrator.metrics import Event, MetricsLog
 from orchestrator.planning import check_job, plan_job
@@ -21,6 +22,7 @@ from orchestrator.run_folder import RunFolder
 from orchestrator.stopping import StopSignal
 from orchestrator.worker import Assignment, Outcome
 from planner import Plan
+from planner.blockwise.plans import BlockwisePlan
 from planner.report.plots import memory_figure
 from planner.report.summary import plan_lines
 
@@ -79,7 +81,7 @@ def train(job: JobSpec, options: Options) -> bool:
     with Display(job.train.steps, quiet=options.quiet or options.json_lines) as display:
         plan = _plan(job, earlier, display)
         if plan is not None and not options.json_lines:
-            for line in plan_lines(plan):
+            for line in plan.lines() if isinstance(plan, BlockwisePlan) else plan_lines(plan):
                 write_line(line)
         folder = earlier or RunFolder.create(Path(job.train.run_dir), job.name)
         if plan is not None:
@@ -94,18 +96,24 @@ def train(job: JobSpec, options: Options) -> bool:
     return outcome.finished
 
 
-def _plan(job: JobSpec, earlier: RunFolder | None, display: Display) -> Plan | None:
+def _plan(job: JobSpec, earlier: RunFolder | None, display: Display) -> Plan | BlockwisePlan | None:
     """A new plan, or the one that a continued run began with; None for budget "none"."""
     if job.budget == "none":
         return None
+    blockwise = is_planned_blockwise(job)
     if earlier is not None and earlier.began_with(budget=job.budget, hardware=job.hardware):
-        return Plan.load(earlier.plan)
+        return BlockwisePlan.load(earlier.plan) if blockwise else Plan.load(earlier.plan)
     display.say(f"planning for {job.hardware}, at most {job.solver.time_limit} of solving")
-    return plan_job(job)
+    return plan_job_blocks(job) if blockwise else plan_job(job)
 
 
 def _run(
-    job: JobSpec, options: Options, backend: Backend, folder: RunFolder, plan: Plan | None, display: Display
+    job: JobSpec,
+    options: Options,
+    backend: Backend,
+    folder: RunFolder,
+    plan: Plan | BlockwisePlan | None,
+    display: Display,
 ) -> tuple[Outcome, _Follower]:
     """Start the ranks and follow them to their end; what goes wrong is in run.json too."""
     record = functools.partial(folder.write_record, job, options.overrides)
@@ -118,7 +126,8 @@ def _run(
         job=job.to_data(),
         folder=str(job.model.folder),
         run_dir=str(folder.path),
-        plan=None if plan is None else plan.to_json(),
+        plan=plan.to_json() if isinstance(plan, Plan) else None,
+        block_plans=plan.of_blocks() if isinstance(plan, BlockwisePlan) else {},
     )
     record(status="running")
     display.say(
@@ -173,11 +182,11 @@ def _summary(outcome: Outcome, follower: _Follower, job: JobSpec, folder: RunFol
     }
 
 
-def _draw(folder: RunFolder, follower: _Follower, plan: Plan | None) -> None:
+def _draw(folder: RunFolder, follower: _Follower, plan: Plan | BlockwisePlan | None) -> None:
     """The figures of a run; that of the memory needs a plan."""
     events = follower.log.read()
     loss_figure(events).savefig(folder.loss_figure, dpi=150)
-    if plan is not None:
+    if isinstance(plan, Plan):
         peaks = [event["measured_peak_bytes"] for event in events if event["event"] == "step"]
         measured = max((peak for peak in peaks if peak is not None), default=None)
         memory_figure(plan, measured_peak_bytes=measured).savefig(folder.memory_figure, dpi=150)

@@ -82,7 +82,7 @@ def size_command(
             )
             best = found[0]
             if write is not None and not best.refused:
-                write_whole(write, spec.with_shape(best.shape).to_yaml())
+                write_whole(write, spec.with_shape(best.shape, is_blockwise=best.is_blockwise).to_yaml())
             if picture is not None:
                 from planner.report.plots import saved
 

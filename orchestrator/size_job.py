@@ -65,7 +65,7 @@ def size_batches(
         )
     with threads(job.train.threads_per_worker):
         tell("capturing the step")
-        sizing = Sizing(_sized_step(job, cluster), cluster, budget_bytes=_bytes(job.budget))
+        sizing = Sizing(sized_step(job, cluster), cluster, budget_bytes=_bytes(job.budget))
         shapes = [shape for batch in global_batches for shape in shapes_of(batch, cluster)]
         found = []
         for at, shape in enumerate(shapes):
@@ -81,7 +81,12 @@ def _bytes(budget: str) -> int | None:
     return parsed.resolve_bytes(retained_all_peak_bytes=0, resident_bytes=0)
 
 
-def _sized_step(job: JobSpec, cluster: ClusterSpec) -> SizedStep:
+def sized_step(job: JobSpec, cluster: ClusterSpec) -> SizedStep:
+    """What sizing must know of a job's step.
+
+    Raises:
+        WorkloadError, CaptureError: as for `size_batches`.
+    """
     own = batch_size_of(job)
     model, _ = step_of(job, device=job.train.device)
     blocks = block_names(model)
@@ -116,6 +121,7 @@ def _sized_step(job: JobSpec, cluster: ClusterSpec) -> SizedStep:
             blocks=blocks,
             sizes=(max(2, own), 2 * max(2, own)),
             cost_model=cost_model(processes),
+            workspaces=cluster.device.name == HOST and job.train.device == "cpu",
             each_size=job.measurements_path is not None,
         )
 

@@ -212,14 +212,8 @@ class Sizing:
         return Communication(self._cluster, shape.workers).all_reduce_s(gradient_bytes)
 
     def _blockwise(self, shape: Shape) -> Sized:
-        memory, profile = self._rank_memory(shape), self._profile(shape)
-        static = memory.parameter_bytes + memory.buffer_bytes + memory.kept_bytes
-        static += memory.gradient_bytes if shape.sharding == "ddp" else memory.communication_bytes
-        if shape.sharding == "ddp" and shape.workers > 1:
-            # One gradient lies beside its bucket until it is copied into it.
-            static += max((p.numel() * p.element_size() for p in self._step.model.parameters()), default=0)
-        static += self._all_profiles(shape).shared_bytes(shape.micro_batch)
-        after = memory.resident_bytes + memory.optimizer_temporary_bytes
+        profile = self.profile(shape)
+        static, after = self.held_bytes(shape)
         chosen = profile.within(self.budget_bytes - static)
         if chosen is None or after > self.budget_bytes:
             return self._too_large(shape, max(static + profile.smallest_bytes, after))
@@ -240,6 +234,17 @@ class Sizing:
             exposed_s=sum(t.exposed_s for t in passes),
             is_blockwise=True,
         )
+
+    def held_bytes(self, shape: Shape) -> tuple[int, int]:
+        """What a rank holds throughout forward and backward, and the most during the optimizer's step."""
+        memory = self._rank_memory(shape)
+        static = memory.parameter_bytes + memory.buffer_bytes + memory.kept_bytes
+        static += memory.gradient_bytes if shape.sharding == "ddp" else memory.communication_bytes
+        if shape.sharding == "ddp" and shape.workers > 1:
+            # One gradient lies beside its bucket until it is copied into it.
+            static += max((p.numel() * p.element_size() for p in self._step.model.parameters()), default=0)
+        static += self._all_profiles(shape).shared_bytes(shape.micro_batch)
+        return static, memory.resident_bytes + memory.optimizer_temporary_bytes
 
     def _times(self, profile: Profile, chosen: Chosen) -> BlockTimes:
         """What the timeline of a micro-batch needs."""
@@ -308,7 +313,8 @@ class Sizing:
         need = f"needs at least {format_bytes(need_bytes)}" if need_bytes else "does not fit"
         return Sized(shape, need_bytes, refused=f"{need} of {format_bytes(self.budget_bytes)} on each rank")
 
-    def _profile(self, shape: Shape) -> Profile:
+    def profile(self, shape: Shape) -> Profile:
+        """The step of one micro-batch, taken apart."""
         key = (self._per_node(shape) if self._cluster.device.kind == "cpu" else 0, shape.micro_batch)
         if key not in self._profiles:
             self._profiles[key] = self._all_profiles(shape).profile(shape.micro_batch)

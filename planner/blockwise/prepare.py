@@ -12,7 +12,8 @@ from planner.block_plan import half_square
 from planner.blockwise.options import alone, option_of, options_of, pareto
 from planner.blockwise.pieces import pieces_of
 from planner.blockwise.profile import Profile, rest_of
-from planner.capture import capture
+from planner.capture import Captured, capture
+from planner.capturing.workspace import with_workspaces
 from planner.costed import CostModel, annotate
 from planner.errors import CaptureError
 from planner.graph import Graph
@@ -43,6 +44,7 @@ class Profiles:
         blocks: names of the blocks in it.
         sizes: of the two captures.
         cost_model: prices operations.
+        workspaces: count what kernels allocate on the way, tried on this device.
         each_size: capture every size that is asked for, so that measured times of its operations are found.
         time_limit_s: of each search for a block's options.
 
@@ -57,14 +59,16 @@ class Profiles:
         blocks: tuple[str, ...],
         sizes: tuple[int, int],
         cost_model: CostModel,
+        workspaces: bool = False,
         each_size: bool = False,
         time_limit_s: float = 2.0,
     ) -> None:
-        first, second = (_captured(*make(size), blocks=blocks) for size in sizes)
+        first, second = (_captured(*make(size), blocks=blocks, workspaces=workspaces) for size in sizes)
         if (first.order, first.kinds) != (second.order, second.kinds):
             raise CaptureError("the blocks of the step differ with its batch; plan the whole step in one")
         self.order, self._layers, self._kinds = first.order, first.layers, first.kinds
         self._make, self._names, self._each_size = make, blocks, each_size
+        self._workspaces = workspaces
         self._cost_model = cost_model
         self._sizes, self._shared = sizes, (first.shared_bytes, second.shared_bytes)
         self._rest = _scaled(first.rest, second.rest, sizes, cost_model)
@@ -79,7 +83,7 @@ class Profiles:
     def profile(self, micro_batch: int) -> Profile:
         """The step at a size; blocks have the schedules of one size, with the seconds and bytes of this one."""
         if self._each_size:
-            captured = _captured(*self._make(micro_batch), blocks=self._names)
+            captured = _captured(*self._make(micro_batch), blocks=self._names, workspaces=self._workspaces)
             rest = annotate(captured.rest, self._cost_model)
             blocks = [
                 Problem(annotate(graph, self._cost_model), 0, StaticMemory()) for graph in captured.blocks
@@ -106,7 +110,7 @@ class Profiles:
         return a + (b - a) * (micro_batch - low) // (high - low)
 
 
-def _captured(step: nn.Module, batch: Any, *, blocks: tuple[str, ...]) -> _Captured:
+def _captured(step: nn.Module, batch: Any, *, blocks: tuple[str, ...], workspaces: bool) -> _Captured:
     pieces = pieces_of(step, batch, blocks=blocks)
     kind_of = {name: kind for kind, block in enumerate(pieces.blocks) for name in block.names}
     return _Captured(
@@ -116,12 +120,17 @@ def _captured(step: nn.Module, batch: Any, *, blocks: tuple[str, ...]) -> _Captu
             name.removeprefix("model.") if isinstance(step, StepModule) else name for name in pieces.order
         ),
         kinds=tuple(kind_of[name] for name in pieces.order),
-        rest=capture(pieces.rest, batch).graph,
+        rest=_graph(capture(pieces.rest, batch), workspaces),
         blocks=tuple(
-            capture(block.module, (block.inputs, ()), loss=half_square).graph for block in pieces.blocks
+            _graph(capture(block.module, (block.inputs, ()), loss=half_square), workspaces)
+            for block in pieces.blocks
         ),
         shared_bytes=pieces.shared_bytes,
     )
+
+
+def _graph(captured: Captured, workspaces: bool) -> Graph:
+    return with_workspaces(captured.graph, captured.calls)[0] if workspaces else captured.graph
 
 
 def _scaled(
