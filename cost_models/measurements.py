@@ -11,6 +11,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cost_models.device import LinkSpec
 from cost_models.work import Work, WorkKind
 
 _Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
@@ -121,6 +122,23 @@ class Measurements(_Frozen):
     def overhead_s(self) -> float:
         """Median over the visits, seconds a call."""
         return statistics.median(self.overhead_visits_s) if self.overhead_visits_s else 0.0
+
+    def link(self) -> LinkSpec | None:
+        """The link that the measured all-reduces fit, as a ring; None where none were measured.
+
+        A ring over p ranks takes t = 2 (p - 1) (latency_s + size_bytes / (p bytes_per_s)): the latency is that of the
+        smallest buffer, the bandwidth the median over the buffers above 1 MiB.
+        """
+        p = self.setting.processes
+        rounds = 2 * (p - 1)
+        large = [t for t in self.all_reduce if t.size_bytes > 1 << 20]
+        if p == 1 or not large:
+            return None
+        least_s = min(t.time_s for t in self.all_reduce)
+        rates = [rounds * t.size_bytes / (p * (t.time_s - least_s)) for t in large if t.time_s > least_s]
+        if not rates:
+            return None
+        return LinkSpec("measured", statistics.median(rates), least_s / rounds)
 
     def to_json(self) -> str:
         """The content of a file."""

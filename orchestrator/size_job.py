@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from torch import nn
 
 from cost_models.cluster import ClusterSpec
 from cost_models.hardware import HOST
+from cost_models.measured import Measured
 from cost_models.roofline import CostModel
 from orchestrator.job import JobSpec
 from orchestrator.sizing import Objective, Shape, Sized, SizedStep, Sizing, shapes_of
@@ -65,6 +67,7 @@ def size_batches(
         )
     with threads(job.train.threads_per_worker):
         tell("capturing the step")
+        cluster = with_measured_link(job, cluster)
         sizing = Sizing(sized_step(job, cluster), cluster, budget_bytes=_bytes(job.budget))
         shapes = [shape for batch in global_batches for shape in shapes_of(batch, cluster)]
         found = []
@@ -72,6 +75,18 @@ def size_batches(
             tell(f"{at + 1} of {len(shapes)}: {shape.workers} x {shape.micro_batch}, {shape.sharding}")
             found.append(sizing.sized(shape))
     return sorted(found, key=lambda sized: (sized.score(objective), sized.peak_bytes)), sizing.budget_bytes
+
+
+def with_measured_link(job: JobSpec, cluster: ClusterSpec) -> ClusterSpec:
+    """The cluster with the link between the workers of this machine as it was measured, where it was."""
+    path = job.measurements_path
+    if path is None or cluster.device.name != HOST or cluster.devices_per_node == 1:
+        return cluster
+    model = cost_model_of(
+        HOST, measurements=path, device=job.train.device, processes=cluster.devices_per_node
+    )
+    link = model.measurements.link() if isinstance(model, Measured) else None
+    return cluster if link is None else dataclasses.replace(cluster, node_link=link)
 
 
 def _bytes(budget: str) -> int | None:
