@@ -126,8 +126,8 @@ class Measurements(_Frozen):
     def link(self) -> LinkSpec | None:
         """The link that the measured all-reduces fit, as a ring; None where none were measured.
 
-        A ring over p ranks takes t = 2 (p - 1) (latency_s + size_bytes / (p bytes_per_s)): the latency is that of the
-        smallest buffer, the bandwidth the median over the buffers above 1 MiB.
+        A ring over p ranks takes t = 2 (p - 1) (latency_s + size_bytes / (p bytes_per_s)): the latency is that of
+        the smallest buffer, the bandwidth the median over the buffers above 1 MiB.
         """
         p = self.setting.processes
         rounds = 2 * (p - 1)

@@ -4,8 +4,8 @@
     python -m tests.bench.sizing_real --rounds 1 --steps 8 --json
 
 Measures the operations of the quickstart's byte-level GPT with one process and with two at a time, sizes a global
-batch of 32 samples, and trains each candidate with `lowtide train` for some steps, all in turn in every round. Samples
-a second are those of the median step, best of the rounds; Spearman's correlation is over all candidates.
+batch of 32 samples, and trains each candidate with `lowtide train` for some steps, all in turn in every round.
+Samples a second are those of the median step, best of the rounds; Spearman's correlation is over all candidates.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def samples_per_s(job: JobSpec, sized: Sized, folder: Path, *, steps: int) -> fl
     (run,) = runs.iterdir()
     events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     shutil.rmtree(runs)
-    times_s = [event["step_s"] for event in events if event["event"] == "step"][WARM_UP:]
-    return sized.shape.global_batch / statistics.median(times_s)
+    rates = [event["samples_per_s"] for event in events if event["event"] == "step"][WARM_UP:]
+    return statistics.median(rates)
 
 
 def spearman(first: list[float], second: list[float]) -> float:
@@ -167,9 +167,8 @@ def main() -> None:
         for candidate, rate in zip(sized, best, strict=True)
     ]
     print("\n".join(text_table(head, rows)))
-    print(
-        f"Spearman {result['spearman']:.3f}; the best predicted reaches {best[0] / max(best):.1%} of the best measured"
-    )
+    share = result["best_predicted_of_best_measured"]
+    print(f"Spearman {result['spearman']:.3f}; the best predicted reaches {share:.1%} of the best measured")
     print(machine())
 
 
