@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from planner.errors import CaptureError
 from planner.lower.fakes import KnownConstants, fake_mode_of, fake_module, fake_tree
 from planner.lower.signature import call_arguments
 from planner.lower.trace import pytree, storage_bytes, storage_key
+from planner.step import named_inputs
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,7 @@ def pieces_of(step: nn.Module, batch: Any, *, blocks: Sequence[str]) -> Pieces:
 
     Raises:
         CaptureError: a block is not called exactly once, or does not map one tensor to one of the same shape.
+        PlanMismatchError: it takes inputs by position that have no name, and others by name.
     """
     mode = fake_mode_of(step, batch)
     fake = fake_module(step, mode)
@@ -193,18 +194,5 @@ def _block(names: tuple[str, ...], module: nn.Module, call: _Call) -> Block:
 
     args, kwargs = pytree.tree_map_only(torch.Tensor, alone, (call.args, call.kwargs))
     outputs = [leaf for leaf in pytree.tree_leaves(call.output) if isinstance(leaf, torch.Tensor)]
-    return Block(names, module, _inputs(module, args, kwargs), sum(map(storage_bytes, outputs)))
-
-
-def _inputs(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """The arguments as `planner.plan` takes them: by position where none is named, else all by name."""
-    if not kwargs:
-        return args
-    bound = inspect.signature(module.forward).bind(*args, **kwargs)
-    named: dict[str, Any] = {}
-    for name, value in bound.arguments.items():
-        kind = bound.signature.parameters[name].kind
-        if kind is inspect.Parameter.VAR_POSITIONAL and value:
-            raise CaptureError(f"{type(module).__name__}.forward takes *{name}; plan the whole step in one")
-        named |= value if kind is inspect.Parameter.VAR_KEYWORD else {name: value}
-    return named
+    inputs = named_inputs(module, args, kwargs) if kwargs else args
+    return Block(names, module, inputs, sum(map(storage_bytes, outputs)))

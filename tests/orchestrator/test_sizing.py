@@ -1,0 +1,251 @@
+"""Sizing: every way to divide a step is priced, what cannot run says why, and the best is what train runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from cost_models.cluster import ClusterSpec
+from cost_models.cluster_file import host_cluster, load_cluster
+from cost_models.device import LinkSpec
+from cost_models.hardware import load_hardware
+from orchestrator.cli import app
+from orchestrator.job import JobSpec
+from orchestrator.size_job import size_batches
+from orchestrator.sizing import Shape, shapes_of
+from orchestrator.step_timeline import BlockTimes, Communication, timeline
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICKSTART = ROOT / "deploy" / "jobs" / "quickstart.yaml"
+
+# Ten bytes a second and no latency: an all-gather of p parts of n bytes takes (p - 1) n / 10 s.
+SLOW = ClusterSpec(
+    "slow",
+    load_hardware("a100-40gb"),
+    num_nodes=1,
+    devices_per_node=2,
+    node_link=LinkSpec("link", 10.0, 1e-12),
+)
+
+
+def gpt_job(tmp_path: Path, *, budget: str = "none", batch_norm: str | None = None, **train: Any) -> Path:
+    """The quickstart with a smaller model."""
+    (tmp_path / "byte_gpt.py").write_text((QUICKSTART.parent / "byte_gpt.py").read_text())
+    job = yaml.safe_load(QUICKSTART.read_text().replace("budget: 50% of activations", f"budget: {budget}"))
+    job["model"]["kwargs"] = {"layers": 3, "width": 32, "heads": 2, "context": 32}
+    job["batch"] = {key: {"shape": [4, 32], "dtype": "int64", "high": 256} for key in ("inputs", "targets")}
+    job["train"]["data"]["kwargs"] = {"context": 32}
+    job["train"] |= {"backend": "local", "steps": 2, "validate_every": 0, "checkpoint_every": 0, **train}
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(job))
+    return path
+
+
+def size(*words: str | Path) -> Any:
+    return CliRunner().invoke(app, ["size", *(str(word) for word in words)])
+
+
+def test_every_division_of_a_batch_is_listed_once():
+    found = list(shapes_of(8, host_cluster(2)))
+    assert all(shape.global_batch == 8 for shape in found)
+    assert len(set(found)) == len(found)
+    # One worker: 1, 2, 4, 8 samples; two: 1, 2, 4 with each of three ways to share.
+    assert len(found) == 4 + 3 * 3
+
+
+def test_workers_that_do_not_divide_the_batch_are_left_out():
+    assert {shape.workers for shape in shapes_of(3, host_cluster(2))} == {1}
+
+
+def times(**changes: Any) -> BlockTimes:
+    """Two blocks of 1 s forward and 2 s backward, of 20 bytes each; the rest takes no time."""
+    kept: dict[str, Any] = {
+        "rest_s": (0.0,) * 5,
+        "forward_s": (1.0, 1.0),
+        "backward_s": (2.0, 2.0),
+        "block_bytes": (20, 20),
+        "root_bytes": 0,
+    }
+    return BlockTimes(**{**kept, **changes})
+
+
+def test_reductions_hide_behind_the_backward_of_the_blocks_before():
+    # An all-reduce of 20 bytes over 2 ranks takes 2 * 20 / (2 * 10) = 2 s. The one of the last block, from second 4
+    # to 6, hides behind the backward of the first; that one's own, from 6 to 8, is exposed.
+    found = timeline(times(), Communication(SLOW, 2), "ddp", is_last=True)
+    assert (found.compute_s, found.exposed_s) == pytest.approx((6.0, 2.0))
+    early = timeline(times(), Communication(SLOW, 2), "ddp", is_last=False)
+    assert early.exposed_s == 0.0
+
+
+def test_gathers_hide_behind_the_block_before_and_cost_again_in_backward():
+    # Each all-gather takes 20 / (2 * 10) = 1 s. Forward: the first is exposed, the second hides behind block 1.
+    keep = timeline(times(), Communication(SLOW, 2), "fsdp_keep", is_last=False)
+    assert keep.exposed_s == pytest.approx(1.0)
+    # Backward: gathered again behind the computation before; all messages together take 4 s, 1 of them exposed.
+    again = timeline(times(), Communication(SLOW, 2), "fsdp", is_last=False)
+    assert again.communication_s == pytest.approx(4.0)
+    assert again.exposed_s == pytest.approx(1.0)
+
+
+def test_one_worker_sends_nothing():
+    found = timeline(times(), Communication(host_cluster(1), 1), "ddp", is_last=True)
+    assert (found.communication_s, found.exposed_s) == (0.0, 0.0)
+
+
+@pytest.fixture(scope="module")
+def sized(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    job = JobSpec.load(gpt_job(tmp_path_factory.mktemp("sized")))
+    return size_batches(job, load_cluster("dgx-a100-40gb"), global_batches=(32,), objective="time")[0]
+
+
+def test_the_best_is_first_and_its_parts_add_up(sized: Any):
+    fitting = [found for found in sized if not found.refused]
+    assert len(fitting) > 20
+    rates = [found.samples_per_s for found in fitting]
+    assert rates == sorted(rates, reverse=True)
+    for found in fitting:
+        parts = found.compute_s + found.remat_s + found.exposed_s + found.optimizer_s
+        assert found.step_s == pytest.approx(parts)
+        assert found.energy_j > 0
+
+
+def test_a_share_of_the_model_takes_less_than_a_copy(sized: Any):
+    peaks = {found.shape: found.peak_bytes for found in sized}
+    for found in sized:
+        if found.shape.sharding == "fsdp":
+            copy = Shape(found.shape.workers, "ddp", found.shape.micro_batch, found.shape.accumulation)
+            if found.shape.workers == 8 and found.shape.micro_batch == 1:
+                assert peaks[found.shape] < peaks[copy]
+
+
+def test_a_tight_budget_rematerializes_or_refuses(tmp_path: Path):
+    job = JobSpec.load(gpt_job(tmp_path, budget="1.5MiB"))
+    found, budget = size_batches(job, host_cluster(2), global_batches=(16,), objective="time")
+    assert budget == 3 << 19
+    assert any(one.remat_s > 0 for one in found)
+    assert all(one.peak_bytes <= budget for one in found if not one.refused)
+    refused = [one for one in found if one.refused]
+    assert refused
+    assert all("needs at least" in one.refused and "1.50 MiB" in one.refused for one in refused)
+
+
+def test_the_least_energy_is_not_asked_of_the_fastest(tmp_path: Path):
+    job = JobSpec.load(gpt_job(tmp_path))
+    cluster = load_cluster("dgx-a100-40gb")
+    found, _ = size_batches(job, cluster, global_batches=(32,), objective="energy")
+    fitting = [one for one in found if not one.refused]
+    assert fitting[0].energy_j == min(one.energy_j for one in fitting)
+
+
+@pytest.mark.parametrize("batch_norm", [None, "group_norm", "local"])
+def test_batch_norm_over_few_samples_is_refused_with_what_to_do(batch_norm: str | None, tmp_path: Path):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "def net():\n"
+        "    layers = [nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10)]\n"
+        "    return nn.Sequential(*layers)\n"
+        "def data():\n    raise NotImplementedError\n"
+    )
+    job = {
+        "name": "norm",
+        "model": "net.py:net",
+        "batch": {
+            "inputs": {"shape": [16, 1, 8, 8]},
+            "targets": {"shape": [16], "dtype": "int64", "high": 10},
+        },
+        "loss": "torch.nn.functional:cross_entropy",
+        "optimizer": {"name": "sgd", "lr": 0.1},
+        "train": {"data": "net.py:data", "steps": 1}
+        | ({"batch_norm": batch_norm} if batch_norm is not None else {}),
+    }
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(job))
+    found, _ = size_batches(
+        JobSpec.load(path), load_cluster("dgx-a100-40gb"), global_batches=(64,), objective="time"
+    )
+    small = [one for one in found if one.shape.micro_batch < 32 and one.shape.sharding == "ddp"]
+    assert small
+    if batch_norm is None:
+        assert all("group_norm" in one.refused and "sync" in one.refused for one in small)
+        assert any(not one.refused for one in found if one.shape.micro_batch >= 32)
+    else:
+        assert not any(one.refused for one in small)
+
+
+def test_what_is_written_is_the_best_and_trains(tmp_path: Path):
+    path = gpt_job(tmp_path)
+    done = size(
+        path, "--cluster", "host x2", "--global-batch", "8", "--write", tmp_path / "best.yaml", "--json"
+    )
+    assert done.exit_code == 0, done.output
+    best = json.loads(done.stdout)["candidates"][0]
+    job = JobSpec.load(tmp_path / "best.yaml")
+    assert (job.train.workers, job.train.accumulation, job.micro_batch, job.train.sharding) == (
+        best["workers"],
+        best["accumulation"],
+        best["micro_batch"],
+        best["sharding"],
+    )
+    assert job.global_batch == 8
+    runs = tmp_path / "runs"
+    trained = CliRunner().invoke(
+        app, ["train", str(tmp_path / "best.yaml"), "--run-dir", str(runs), "--quiet"]
+    )
+    assert trained.exit_code == 0, trained.output
+
+
+@pytest.mark.slow
+def test_ranks_that_share_a_model_train_with_plans_of_blocks_within_their_prediction(tmp_path: Path):
+    path = gpt_job(tmp_path, budget="60%", sharding="fsdp", workers=2, steps=4)
+    runs = tmp_path / "runs"
+    done = CliRunner().invoke(app, ["train", str(path), "--run-dir", str(runs), "--quiet"])
+    assert done.exit_code == 0, done.output
+    (run,) = runs.iterdir()
+    plan = json.loads((run / "plan.json").read_text())
+    assert plan["blocks"]
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    peaks = [event["measured_peak_bytes"] for event in events if event["event"] == "step"]
+    assert (
+        max(peaks) <= plan["predicted_peak_bytes"] <= plan["budget_bytes"] < plan["retained_all_peak_bytes"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "sentence"),
+    [
+        (["--cluster", "dgx-a1000"], 2, "no cluster is named"),
+        (["--cluster", "dgx-a100-40gb x0"], 2, "dgx-a100-40gb x0"),
+        (["--global-batch", "0"], 2, "whole numbers from 1"),
+        (["--global-batch", "many"], 2, "whole numbers from 1"),
+        (["--minimize", "money"], 2, "time, energy"),
+        (["--budget", "60%"], 2, "a budget in bytes or none"),
+        (["--budget", "10KiB"], 1, "no way to divide the step fits"),
+        (["--write", "/elsewhere/best.yaml"], 2, "must lie beside"),
+        (["--picture", "table.gif"], 2, "must end in"),
+    ],
+)
+def test_size_refuses_in_one_sentence(words: list[str], status: int, sentence: str, tmp_path: Path):
+    done = size(gpt_job(tmp_path), "--cluster", "host x2", *words)
+    assert done.exit_code == status, done.output
+    assert sentence in done.output
+    assert "Traceback" not in done.output
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith("__")) == [
+        "byte_gpt.py",
+        "job.yaml",
+    ]
+
+
+def test_the_picture_is_drawn(tmp_path: Path):
+    path = gpt_job(tmp_path)
+    done = size(
+        path, "--cluster", "dgx-a100-40gb", "--global-batch", "16", "--picture", tmp_path / "table.png"
+    )
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
+    assert "the best" in done.stdout
