@@ -20,6 +20,7 @@ from orchestrator.data import load_datasets
 from orchestrator.job import JobSpec
 from orchestrator.metrics import Reporter
 from orchestrator.optim import build_optimizer
+from orchestrator.optim.long_tail import SECOND_DERIVATIVES
 from orchestrator.ranks import Ranks
 from orchestrator.techniques.schedules import build_schedule
 from orchestrator.trainer import Schedule, Trainer
@@ -194,6 +195,11 @@ def make_optimizer(job: JobSpec, module: nn.Module) -> torch.optim.Optimizer:
     Raises:
         WorkloadError: its name, a hyperparameter or a value is wrong.
     """
+    if job.optimizer.name in SECOND_DERIVATIVES:
+        raise WorkloadError(
+            f"optimizer {job.optimizer.name!r} needs second derivatives, which a planned step does not compute. "
+            "Choose another, or call it in a loop of your own with backward(create_graph=True)"
+        )
     try:
         return build_optimizer(job.optimizer.name, module, **job.optimizer.hyper)
     except (ValueError, TypeError, IndexError, RuntimeError, OverflowError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor
@@ -60,7 +60,10 @@ class AbstractPerTensorOptimizer(torch.optim.Optimizer, abc.ABC):
 
     def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
         self.last_step: Counter[str] = Counter()
-        super().__init__(params, defaults)
+        listed = [params] if isinstance(params, Tensor) else list(params)
+        if not listed:
+            raise ValueError(f"{type(self).__name__} needs at least one parameter, got an empty list")
+        super().__init__(cast(Any, params if isinstance(params, Tensor) else listed), defaults)
 
     @abc.abstractmethod
     def check_group(self, group: dict[str, Any]) -> None:

@@ -42,7 +42,7 @@ class Kernel:
 
 @functools.cache
 def kernel() -> Kernel:
-    """The kernel for this machine's processor: from the folder of torch's extensions, or built into it.
+    """The kernel for this machine's processor: from the folder `lowtide` beside torch.hub's, or built into it.
 
     The build takes a few seconds, once for each version of the source and kind of processor. It needs a C++
     compiler, ninja and setuptools. Where it fails, the reference steps in and the reason is logged once.
@@ -72,16 +72,16 @@ def _ninja_on_path() -> Iterator[None]:
 
 
 def _load() -> ctypes.CDLL:
-    # Imported here: it loads setuptools, which only a build needs.
-    from torch.utils import cpp_extension
-
     capability = torch.backends.cpu.get_cpu_capability()
     flags = _FLAGS + next((f for name, f in _VECTOR_FLAGS.items() if capability.startswith(name)), ())
     what = (SOURCE.read_text(encoding="utf-8"), *flags, platform.machine(), platform.system())
     name = f"lowtide_layerwise_{hashlib.sha256('|'.join(what).encode()).hexdigest()[:16]}"
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
+    root = Path(torch.hub.get_dir()).with_name("lowtide")
     path = root / f"{name}.so"
     if not path.is_file():
+        # Imported here: it loads setuptools, which only a build needs.
+        from torch.utils import cpp_extension
+
         root.mkdir(parents=True, exist_ok=True)
         # Built aside and moved into place: no lock that a killed process could leave behind.
         with tempfile.TemporaryDirectory(dir=root) as folder, _ninja_on_path():
