@@ -21,7 +21,7 @@ from orchestrator.optim.checks import (
 )
 from orchestrator.optim.fast import fused, multi_tensor
 from orchestrator.optim.fast.build import kernel
-from orchestrator.optim.fast.items import Item, has_no_data, make_item
+from orchestrator.optim.fast.items import Item, has_no_data, is_sharded, make_item
 from orchestrator.optim.fast.rules import Rule
 from orchestrator.optim.wide_state import restore_wide_state
 
@@ -237,7 +237,11 @@ def centralized(gradient: Tensor) -> Tensor:
     """
     if gradient.ndim <= 1:
         return gradient
-    return gradient - torch.mean(gradient, dim=tuple(range(1, gradient.ndim)), keepdim=True)
+    without_mean: Any = gradient - torch.mean(gradient, dim=tuple(range(1, gradient.ndim)), keepdim=True)
+    if is_sharded(gradient):
+        # Of uneven shards torch makes a whole tensor on every rank.
+        return without_mean.redistribute(placements=cast(Any, gradient).placements)
+    return without_mean
 
 
 def move(weight: Tensor, direction: Tensor, rate: float | Tensor) -> None:
