@@ -1,17 +1,17 @@
 """Time and bytes of an optimizer's step, ours beside torch's, timm's and pytorch_optimizer's.
 
-    python -m tests.bench.optimizers [--out optimizers.json] [--rounds 18]
+    python -m tests.bench.optimizers [--out optimizers.json] [--rounds 12]
 
 On the parameter shapes of ResNet-50 and GPT-2 small (float32, random values), one thread, processor time. In each
-round every optimizer makes one step, in turn; the number is the mean over the rounds, so LookAhead's synchronizations
-are in it, after two rounds that make the state. Ratios are to torch's SGD with momentum, fused and foreach, in the
-same rounds.
+round every optimizer makes one step, in turn, on the same parameters; the number is the mean over whole cycles of
+LookAhead, so its synchronizations are in it, after two rounds that make the state. Ratios are to torch's SGD with
+momentum, fused and foreach, in the same rounds.
 
-Bytes: of the operations that torch dispatches, all storages that a call reads or writes count once each way, by the
-sizes of its arguments and results (views and calls that return what they were given count nothing). Our kernel is one
-call that torch does not see; its streams are counted from what layerwise.cpp loads and stores, and so are those of
-torch's own fused kernels, from their definitions (SGD 5, AdamW 7). Nothing is taken off for what a cache saves.
-The floor is the least a step can move if nothing stays in a cache.
+Bytes: of the operations that torch dispatches, all tensors that a call reads or writes count once each way, by the
+sizes of its arguments and results (views count nothing). Our kernel is one call that torch does not see; its streams
+are counted from what layerwise.cpp loads and stores, and so are those of torch's own fused kernels, from their
+definitions (SGD 5, AdamW 7). Nothing is taken off for what a cache saves. The floor is the least a step can move if
+nothing stays in a cache.
 """
 
 from __future__ import annotations
@@ -119,6 +119,9 @@ def contenders() -> dict[str, tuple[str, Make]]:
     return answer
 
 
+OVERWRITING = frozenset({"aten::copy_", "aten::fill_", "aten::zero_", "aten::_foreach_copy_"})
+
+
 class CountedBytes(TorchDispatchMode):
     """Adds up what the calls inside read and write."""
 
@@ -144,12 +147,7 @@ class CountedBytes(TorchDispatchMode):
                 continue
             tensors = [t for t in pytree.tree_leaves(arguments[argument.name]) if isinstance(t, torch.Tensor)]
             written += tensors
-            if argument.is_out or func._schema.name in (
-                "aten::copy_",
-                "aten::fill_",
-                "aten::zero_",
-                "aten::_foreach_copy_",
-            ):
+            if argument.is_out or func._schema.name in OVERWRITING:
                 overwritten |= {id(t) for t in tensors}
         known = {id(t) for t in before}
         written += [t for t in pytree.tree_leaves(out) if isinstance(t, torch.Tensor) and id(t) not in known]
@@ -158,17 +156,21 @@ class CountedBytes(TorchDispatchMode):
         return out
 
 
-def build(shapes: list[torch.Size], make: Make) -> torch.optim.Optimizer:
-    """An optimizer over fresh parameters with gradients; vectors are not adapted."""
+def parameters_of(shapes: list[torch.Size]) -> list[nn.Parameter]:
+    """Parameters with gradients."""
     generator = torch.Generator().manual_seed(0)
     parameters = [nn.Parameter(0.02 * torch.randn(shape, generator=generator)) for shape in shapes]
     for parameter in parameters:
         parameter.grad = 0.01 * torch.randn(parameter.shape, generator=generator)
-    groups: list[dict[str, Any]] = [
+    return parameters
+
+
+def groups_of(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+    """Vectors are not adapted."""
+    return [
         {"params": [p for p in parameters if p.ndim > 1]},
         {"params": [p for p in parameters if p.ndim <= 1], "layer_adaptation": False},
     ]
-    return make(groups)
 
 
 def streams(name: str, kind: str, optimizer: torch.optim.Optimizer, size: int) -> tuple[float, str]:
@@ -185,10 +187,11 @@ def streams(name: str, kind: str, optimizer: torch.optim.Optimizer, size: int) -
     return statistics.mean(counted) / (4 * size), "counted"
 
 
-def measure(shapes: list[torch.Size], rounds: int) -> list[dict[str, Any]]:
+def measure(shapes: list[torch.Size], rounds: int, leave_out: str) -> list[dict[str, Any]]:
     """One row per contender."""
-    chosen = contenders()
-    optimizers = {name: build(shapes, make) for name, (_, make) in chosen.items()}
+    chosen = {name: value for name, value in contenders().items() if not leave_out or leave_out not in name}
+    parameters = parameters_of(shapes)
+    optimizers = {name: make(groups_of(parameters)) for name, (_, make) in chosen.items()}
     size = sum(math.prod(shape) for shape in shapes)
     seconds: dict[str, list[float]] = {name: [] for name in chosen}
     gc.collect()
@@ -227,9 +230,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--rounds", type=int, default=18, help="a multiple of 6 holds whole cycles of LookAhead"
+        "--rounds", type=int, default=12, help="a multiple of 6 holds whole cycles of LookAhead"
     )
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
+    parser.add_argument("--leave-out", default="", help="part of a name: GPT-2 with all of them takes 20 GB")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -239,7 +243,7 @@ def main() -> None:
     results: dict[str, list[dict[str, Any]]] = {}
     for name in arguments.shapes:
         shapes = SHAPES[name]()
-        rows = results[name] = measure(shapes, arguments.rounds)
+        rows = results[name] = measure(shapes, arguments.rounds, arguments.leave_out)
         table = Table(title=f"{name}, {sum(math.prod(s) for s in shapes) / 1e6:.1f} M parameters")
         for column in (
             "optimizer",
