@@ -8,7 +8,7 @@ LookAhead, so its synchronizations are in it, after two rounds that make the sta
 momentum, fused and foreach, in the same rounds.
 
 Bytes: of the operations that torch dispatches, all tensors that a call reads or writes count once each way, by the
-sizes of its arguments and results (views count nothing). Our kernel is one call that torch does not see; its streams
+sizes of its arguments and results (views count nothing). Our kernel is a call that torch does not see; its streams
 are counted from what layerwise.cpp loads and stores, and so are those of torch's own fused kernels, from their
 definitions (SGD 5, AdamW 7). Nothing is taken off for what a cache saves. The floor is the least a step can move if
 nothing stays in a cache.
@@ -39,6 +39,7 @@ from tests.bench.machine import machine
 
 Make = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 LR = 1e-4
+DECAY = {"sgd": 0.0, "adamw": 0.0}  # 1e-4 for all others: timm adapts a layer only if it is decayed
 
 # What layerwise.cpp loads and stores of an adapted tensor, in tensors of its size; LookAhead's part is 2 / 6.
 OWN_STREAMS = {"lars": 7.0, "lamb": 10.0, "ranger": 7 + 2 / 6, "ranger_lars": 10 + 2 / 6}
@@ -165,10 +166,10 @@ def parameters_of(shapes: list[torch.Size]) -> list[nn.Parameter]:
     return parameters
 
 
-def groups_of(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
-    """Vectors are not adapted."""
+def groups_of(parameters: list[nn.Parameter], decay: float) -> list[dict[str, Any]]:
+    """Vectors are not decayed and not adapted."""
     return [
-        {"params": [p for p in parameters if p.ndim > 1]},
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
         {"params": [p for p in parameters if p.ndim <= 1], "layer_adaptation": False},
     ]
 
@@ -191,13 +192,18 @@ def measure(shapes: list[torch.Size], rounds: int, leave_out: str) -> list[dict[
     """One row per contender."""
     chosen = {name: value for name, value in contenders().items() if not leave_out or leave_out not in name}
     parameters = parameters_of(shapes)
-    optimizers = {name: make(groups_of(parameters)) for name, (_, make) in chosen.items()}
+    optimizers = {
+        name: make(groups_of(parameters, DECAY.get(kind, 1e-4))) for name, (kind, make) in chosen.items()
+    }
+    gradients: list[Any] = [parameter.grad for parameter in parameters]
+    pristine = [gradient.clone() for gradient in gradients]
     size = sum(math.prod(shape) for shape in shapes)
     seconds: dict[str, list[float]] = {name: [] for name in chosen}
     gc.collect()
     gc.disable()
     for round_number in range(rounds + 2):
         for name, optimizer in optimizers.items():
+            torch._foreach_copy_(gradients, pristine)  # several peers write to them
             start = time.process_time()
             optimizer.step()
             if round_number >= 2:
