@@ -154,13 +154,16 @@ class AbstractPerTensorOptimizer(torch.optim.Optimizer, abc.ABC):
         if not self._may_step():
             return loss
         rules: dict[tuple[int, int], Rule] = {}
+        chosen_on: dict[tuple[int, torch.device], str] = {}
         fast: dict[str, list[Item]] = {"fused": [], "foreach": []}
         for weight, gradient, group in moving:
             state = self.state[weight]
             self.make_state(weight, state, group)
             if "step" in state:
                 state["step"] += 1
-            chosen = _chosen(group["implementation"], weight)
+            chosen = chosen_on.get((id(group), weight.device))
+            if chosen is None:
+                chosen = chosen_on[id(group), weight.device] = _chosen(group["implementation"], weight.device)
             item = None
             if chosen != "reference":
                 key = (id(group), state.get("step", 0))
@@ -220,12 +223,10 @@ class AbstractPerTensorOptimizer(torch.optim.Optimizer, abc.ABC):
             self.update_tensor(weight, gradient, state, group)
 
 
-def _chosen(implementation: Implementation, weight: Tensor) -> str:
+def _chosen(implementation: Implementation, device: torch.device) -> str:
     if implementation == "reference":
         return "reference"
-    if implementation == "foreach" or (
-        implementation == "auto" and weight.device.type not in ("cpu", "meta")
-    ):
+    if implementation == "foreach" or (implementation == "auto" and device.type not in ("cpu", "meta")):
         return "foreach"
     return "fused" if kernel().library is not None else "reference"
 

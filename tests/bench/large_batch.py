@@ -39,6 +39,7 @@ OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], float], torch.optim.Optimi
     "ranger": lambda groups, lr: Ranger(groups, lr=lr),
     "ranger_lars direction": lambda groups, lr: RangerLARS(groups, lr=lr, trust="direction"),
     "ranger_lars before_rectify": lambda groups, lr: RangerLARS(groups, lr=lr, trust="before_rectify"),
+    "ranger_lars over9000": lambda groups, lr: RangerLARS(groups, lr=lr, compat="over9000"),
 }
 
 

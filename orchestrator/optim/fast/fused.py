@@ -23,7 +23,7 @@ _FIRST, _SECOND, _BOTH = 1, 2, 3
 
 def takes(item: Item) -> bool:
     """Whether the kernel can make this step."""
-    return item.weight.dtype == torch.float32 and item.weight.device.type == "cpu"
+    return item.weight.dtype is torch.float32 and (item.weight.is_cpu or item.weight.is_meta)
 
 
 def step(kernel: Kernel, items: Sequence[Item]) -> None:

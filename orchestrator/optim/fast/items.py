@@ -83,8 +83,10 @@ def make_item(
         gradient's; for partial sums; for centralized gradients that are not laid out row by row.
     """
     groups: tuple[dist.ProcessGroup, ...] = ()
-    names = ("exp_avg", "exp_avg_sq") if isinstance(rule, AdamRule) else ("momentum_buffer", "")
-    first, second, slow = state.get(names[0]), state.get(names[1]), state.get("slow")
+    if isinstance(rule, AdamRule):
+        first, second, slow = state["exp_avg"], state["exp_avg_sq"], state.get("slow")
+    else:
+        first, second, slow = state.get("momentum_buffer"), None, None
     if type(weight) not in _PLAIN:
         if is_sharded(weight):
             found = _reduction_groups(weight, gradient, centralized=centralized)
@@ -93,16 +95,18 @@ def make_item(
             groups = found
         weight, gradient = local_part(weight), local_part(gradient)
         first, second, slow = (None if t is None else local_part(t) for t in (first, second, slow))
-    if weight.dtype not in (torch.float32, torch.float64):
-        return None
-    others = [t for t in (gradient, first, second, slow) if t is not None]
-    if any(
-        t.stride() != weight.stride() or t.dtype != weight.dtype or t.device != weight.device for t in others
-    ):
+    dtype = weight.dtype
+    if dtype is not torch.float32 and dtype is not torch.float64:
         return None
     is_by_rows = weight.is_contiguous()
     if not is_by_rows and (centralized or not _is_dense(weight)):
         return None
+    for other in (gradient, first, second, slow):
+        if other is None:
+            continue
+        is_alike = other.is_contiguous() if is_by_rows else other.stride() == weight.stride()
+        if not is_alike or other.dtype is not dtype:
+            return None
     row = math.prod(weight.shape[1:]) if centralized and weight.ndim > 1 else 0
     return Item(weight, gradient, first, second, slow, row, rule, groups)
 
