@@ -9,6 +9,7 @@ from torch import nn
 
 from orchestrator.optim import LAMB, LARS, Ranger, RangerLARS
 from orchestrator.optim.fast import build
+from planner.capturing.static import optimizer_bytes
 
 FAST = ["fused", "foreach"]
 SETTINGS = [
@@ -191,3 +192,18 @@ def test_fused_allocates_no_tensor_after_the_first_step(make):
     with torch.profiler.profile(profile_memory=True) as profile:
         optimizer.step()
     assert max((event.cpu_memory_usage for event in profile.events()), default=0) < 64
+
+
+@pytest.mark.parametrize("implementation", ["fused", "foreach", "reference"])
+def test_the_planner_predicts_the_bytes_of_the_implementation_that_runs(implementation):
+    # 80 x 50 and 80 elements of 4 bytes, three state tensors each. The reference makes the direction of one
+    # tensor, and with before_rectify a second vector for the norm; foreach those of a bucket; fused nothing.
+    model = nn.Linear(50, 80)
+    state, temporary = optimizer_bytes(
+        model, lambda module: RangerLARS(module.parameters(), implementation=implementation)
+    )
+    assert state == 3 * 4 * (80 * 50 + 80)
+    least, most = {"fused": (0, 0), "reference": (16000, 16000 + 64), "foreach": (16320, 16320 + 256)}[
+        implementation
+    ]
+    assert least <= temporary <= most
