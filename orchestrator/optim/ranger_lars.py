@@ -42,6 +42,12 @@ class RangerLARS(AbstractPerTensorOptimizer):
     cancels r_t, so RAdam's damping of the first steps is lost there, and a warm-up of lr has to stand in for
     it. With "before_rectify" the length is r_t lr eta ||w||, and the damping survives.
 
+    "direction" is the default because it was measured to need fewer steps (tests/bench/large_batch.py, one
+    rate without warm-up, the best of a common grid for each). Median steps to the training loss at batch 32,
+    256, 1024 and 4096 on MNIST's digits: 388, 66, 33, 27 against 474, 102, 50, 35 with "before_rectify"; at
+    batch 32, 256 and 1024 on a byte-level GPT: 163, 66, 56 against 201, 92, 66. What the damping protects from
+    costs more steps than it saves once the rate is tuned.
+
     compat="over9000" is the rule of the code that first had the name, to compare with it. Its ratio divides by
     the norm of the weights after a plain step, so it stays near 1 until ||w|| is past 10, and eps is added to
     the uncorrected sqrt(v):

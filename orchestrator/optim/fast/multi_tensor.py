@@ -87,9 +87,7 @@ def _along(
 ) -> list[Tensor]:
     """direction m / (scale sqrt(v) + offset), or moment m, in new tensors."""
     if _is_zero(direction):
-        x = list(torch._foreach_clone(moments))
-        _multiply(x, moment)
-        return x
+        return list(torch._foreach_mul(moments, cast(Any, moment)))
     x = list(torch._foreach_sqrt(squares))
     torch._foreach_mul_(x, rule.scale)
     torch._foreach_add_(x, rule.offset)
