@@ -37,6 +37,20 @@ class ScheduleSpec(StrictModel):
         return dict(self.model_extra or {})
 
 
+class AverageSpec(StrictModel):
+    """An average of the weights over the end of the run, evaluated and saved beside the last weights.
+
+    Attributes:
+        kind: "swa", the mean of the weights after each step; "ema", an exponential average.
+        start: share of the steps before the first one averaged.
+        decay: of the exponential average.
+    """
+
+    kind: Literal["swa", "ema"] = "swa"
+    start: Annotated[float, Field(ge=0.75, lt=1)] = 0.75
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
+
+
 class TrainSpec(StrictModel):
     """How a workload is trained.
 
@@ -57,6 +71,7 @@ class TrainSpec(StrictModel):
         seed: of the initial weights, the order of the data and the ranks' random numbers.
         shuffle: a new order of the training set in each epoch.
         schedule: of the learning rate.
+        average: of the weights over the last quarter of the run or less; absent for none.
         clip_norm: largest global norm of a step's gradient; absent for no clipping.
         validate_every: steps between two validations; 0 for one before and one after training.
         validation_batches: micro-batches per rank and validation.
@@ -80,6 +95,7 @@ class TrainSpec(StrictModel):
     seed: CountOrZero = 0
     shuffle: bool = True
     schedule: ScheduleSpec = ScheduleSpec()
+    average: AverageSpec | None = None
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     validate_every: CountOrZero = 0
     validation_batches: Count = 8
@@ -97,6 +113,15 @@ class TrainSpec(StrictModel):
             raise ValueError(
                 f"batch_norm 'sync' is torch's own and runs on CUDA only, but device is {self.device!r}; set "
                 "batch_norm to 'group_norm'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _average_needs_whole_weights(self) -> Self:
+        if self.average is not None and self.sharding != "ddp":
+            raise ValueError(
+                f"average needs the whole weights on every rank, but sharding is {self.sharding!r}; leave average "
+                "out, or set sharding to 'ddp'"
             )
         return self
 

@@ -71,6 +71,8 @@ class Display:
                 self._show_step(event)
             case "validation":
                 self.say(f"step {event['step']}: validation loss {event['loss']:.4f}")
+            case "average":
+                self.say(f"averaged weights: validation loss {event['loss']:.4f}, in {event['path']}")
             case "warning":
                 self.warn(event["message"])
             case "started":

@@ -8,11 +8,13 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.optim import swa_utils
 
 from cost_models.units import format_bytes
 from orchestrator import randomness, sharding
@@ -29,6 +31,7 @@ from orchestrator.data import (
 from orchestrator.job import JobSpec
 from orchestrator.metrics import Reporter, StepRecord, finite
 from orchestrator.noise_measurement import NoiseMeasurement
+from orchestrator.optim.averaging import averaged_weights
 from orchestrator.ranks import Ranks
 from orchestrator.techniques.schedules import WARMUP_FRACTION, num_warmup_steps
 from planner import Plan
@@ -37,6 +40,17 @@ from planner.measure import Measurement, PeakMeter, live_tensors
 from planner.step import call_model
 
 logger = logging.getLogger(__name__)
+
+
+class _CallsModel(nn.Module):
+    """A model called with one batch of inputs, whatever their structure."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Any) -> Any:
+        return call_model(self.model, inputs)
 
 
 class Stateful(Protocol):
@@ -253,8 +267,15 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.parameters, self.job.train.clip_norm)
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
-    @torch.no_grad()
     def _validate(self) -> float:
+        """The validation loss, which is reported."""
+        loss = self._validation_loss()
+        if self.ranks.is_first:
+            self.reporter.emit({"event": "validation", "step": self.progress.step, "loss": loss})
+        return loss
+
+    @torch.no_grad()
+    def _validation_loss(self) -> float:
         """Mean loss per sample over a fixed part of the validation set, all ranks together."""
         wanted = self.job.train.validation_batches * self.layout.micro_batch * self.ranks.world_size
         indices = validation_indices(len(self.validation_set), wanted=wanted)
@@ -274,10 +295,42 @@ class Trainer:
             module.training = training
         sharding.free_gathered(self.plain_module)
         rows = self.ranks.gather([total, float(count)])
-        loss = sum(row[0] for row in rows) / sum(row[1] for row in rows)
-        if self.ranks.is_first:
-            self.reporter.emit({"event": "validation", "step": self.progress.step, "loss": loss})
-        return loss
+        return sum(row[0] for row in rows) / sum(row[1] for row in rows)
+
+    def evaluate_average(self, path: Path) -> None:
+        """Validate with the averaged weights and write them to `path`; the run's own weights stay.
+
+        Batch-norm statistics are made anew with the averaged weights, in one walk over the training set. Every
+        rank walks all of it, and so has the same statistics.
+        """
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        with averaged_weights(self.optimizer):
+            inputs = (
+                collate(
+                    self.train_set,
+                    list(range(start, start + self.layout.micro_batch)),
+                    device=self.ranks.device,
+                )[0]
+                for start in range(
+                    0, len(self.train_set) - self.layout.micro_batch + 1, self.layout.micro_batch
+                )
+            )
+            mode = self.model.training
+            self._update_batch_norm(inputs)
+            self.model.train(mode)
+            loss = self._validation_loss()
+            if self.ranks.is_first:
+                torch.save(self.model.state_dict(), path)
+                self.reporter.emit(
+                    {"event": "average", "step": self.progress.step, "loss": loss, "path": str(path)}
+                )
+        with torch.no_grad():
+            for buffer, values in buffers:
+                buffer.copy_(values)
+
+    def _update_batch_norm(self, inputs: Iterator[Any]) -> None:
+        # update_bn calls model(batch), and takes the first of a list: a batch of several inputs needs call_model.
+        swa_utils.update_bn(inputs, _CallsModel(self.model))
 
     def _save(self) -> None:
         """Write the state of the run; every rank takes part, rank 0 writes."""

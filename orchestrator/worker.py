@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from orchestrator.data import load_datasets
 from orchestrator.job import JobSpec
 from orchestrator.metrics import Reporter
 from orchestrator.optim import build_optimizer
+from orchestrator.optim.averaging import keep_average
+from orchestrator.optim.long_tail import SECOND_DERIVATIVES
 from orchestrator.ranks import Ranks
 from orchestrator.techniques.schedules import build_schedule
 from orchestrator.trainer import Schedule, Trainer
@@ -186,6 +189,8 @@ def _train(
     if ranks.is_first:
         reporter.emit({"event": "started", "step": trainer.progress.step})
     finished = trainer.run()
+    if finished and job.train.average is not None:
+        trainer.evaluate_average(Path(assignment.run_dir) / "averaged.pt")
     progress = trainer.progress
     advice = trainer.noise.advice()
     return Outcome(
@@ -233,10 +238,20 @@ def make_optimizer(job: JobSpec, module: nn.Module) -> torch.optim.Optimizer:
     Raises:
         WorkloadError: its name, a hyperparameter or a value is wrong.
     """
+    if job.optimizer.name in SECOND_DERIVATIVES:
+        raise WorkloadError(
+            f"optimizer {job.optimizer.name!r} needs second derivatives, which a planned step does not compute. "
+            "Choose another, or call it in a loop of your own with backward(create_graph=True)"
+        )
     try:
-        return build_optimizer(job.optimizer.name, module, **job.optimizer.hyper)
+        optimizer = build_optimizer(job.optimizer.name, module, **job.optimizer.hyper)
     except (ValueError, TypeError, IndexError, RuntimeError, OverflowError) as error:
         raise WorkloadError(f"optimizer {job.optimizer.name!r}: {error}. Correct its keys") from error
+    average = job.train.average
+    if average is not None:
+        start_step = math.ceil(average.start * job.train.steps)
+        keep_average(optimizer, kind=average.kind, start_step=start_step, decay=average.decay)
+    return optimizer
 
 
 def make_schedule(job: JobSpec, optimizer: torch.optim.Optimizer) -> Schedule:

@@ -8,27 +8,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orchestrator.optim.wide_state import zeros_of
+
+
+def make_moments(weight: Tensor, state: dict[str, Any]) -> None:
+    """Add "step" 0, "exp_avg" and "exp_avg_sq" of zeros to a state without them."""
+    if "exp_avg" not in state:
+        state["step"] = 0
+        state["exp_avg"] = zeros_of(weight)
+        state["exp_avg_sq"] = zeros_of(weight)
+
 
 def update_moments(
     state: dict[str, Any], gradient: Tensor, *, betas: tuple[float, float], maximize: bool
 ) -> None:
-    """Count one step and fold `gradient` into the two moments, in place.
+    """Fold `gradient` into the two moments, in place.
 
         m <- b1 m + (1 - b1) g        v <- b2 v + (1 - b2) g^2
 
     Args:
-        state: of one tensor; an empty one is filled with "step", "exp_avg", "exp_avg_sq".
+        state: of one tensor, from `make_moments`.
         gradient: g, not written to.
         betas: (b1, b2).
         maximize: take -g for g.
 
     Reference: Kingma and Ba, 2015, arXiv 1412.6980, algorithm 1.
     """
-    if "exp_avg" not in state:
-        state["step"] = 0
-        state["exp_avg"] = torch.zeros_like(gradient, memory_format=torch.preserve_format)
-        state["exp_avg_sq"] = torch.zeros_like(gradient, memory_format=torch.preserve_format)
-    state["step"] += 1
     beta1, beta2 = betas
     if maximize:
         state["exp_avg"].mul_(beta1).sub_(gradient, alpha=1 - beta1)
@@ -50,6 +55,24 @@ def adam_direction(state: dict[str, Any], *, betas: tuple[float, float], eps: fl
     denominator = state["exp_avg_sq"].sqrt()
     denominator.mul_(correction1 / math.sqrt(correction2)).add_(eps * correction1)
     return torch.div(state["exp_avg"], denominator, out=denominator)
+
+
+def moment_coefficients(
+    step: int, *, betas: tuple[float, float], eps: float, maximize: bool
+) -> dict[str, float]:
+    """The part of an `AdamRule` that moves the moments and makes Adam's direction of them.
+
+    Both bias corrections go into the denominator, as in `adam_direction`.
+    """
+    correction1, correction2 = 1 - betas[0] ** step, 1 - betas[1] ** step
+    return {
+        "beta1": betas[0],
+        "gradient1": (-1 if maximize else 1) * (1 - betas[0]),
+        "beta2": betas[1],
+        "gradient2": 1 - betas[1],
+        "scale": correction1 / math.sqrt(correction2),
+        "offset": eps * correction1,
+    }
 
 
 def rectification(step: int, beta2: float, *, rectify_above: float) -> float | None:

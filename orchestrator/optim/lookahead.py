@@ -9,7 +9,8 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from orchestrator.optim.per_tensor import check_number
+from orchestrator.optim.checks import check_number
+from orchestrator.optim.wide_state import copy_of, restore_wide_state
 
 SLOW = "slow"
 COUNT = "lookahead_step"
@@ -28,14 +29,19 @@ def check_lookahead(group: dict[str, Any]) -> None:
 def remember_slow_weight(weight: Tensor, state: dict[str, Any]) -> None:
     """Start the slow weights at the present ones, unless they are there; call it before the weight moves."""
     if SLOW not in state:
-        state[SLOW] = weight.detach().clone(memory_format=torch.preserve_format)
+        state[SLOW] = copy_of(weight)
 
 
 def synchronize(weight: Tensor, slow: Tensor, *, count: int, group: dict[str, Any]) -> None:
     """After every `sync_every`-th of `count` updates: slow <- slow + a (w - slow), w <- slow."""
     if count % group["sync_every"] == 0:
-        slow.lerp_(weight, group["slow_step_size"])
+        slow.lerp_(weight.to(slow.dtype), group["slow_step_size"])
         weight.copy_(slow)
+
+
+def slow_step(count: int, group: dict[str, Any]) -> float:
+    """a in the updates after which `synchronize` acts, 0 in the others."""
+    return group["slow_step_size"] if count % group["sync_every"] == 0 else 0.0
 
 
 @contextlib.contextmanager
@@ -43,22 +49,31 @@ def slow_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Within the block the model has its slow weights, as the paper evaluates it; afterwards the fast ones.
 
     For `Lookahead`, `Ranger` and `RangerLARS`. Costs one temporary copy of the largest tensor, at entry and
-    at exit. Do not step inside.
+    at exit, and a copy of the 16-bit weights in between. Do not step inside.
     """
-    _swap_slow_weights(optimizer)
+    fast = _swap_slow_weights(optimizer)
     try:
         yield
     finally:
         _swap_slow_weights(optimizer)
+        with torch.no_grad():
+            for weight, values in fast:
+                weight.copy_(values)
 
 
 @torch.no_grad()
-def _swap_slow_weights(optimizer: torch.optim.Optimizer) -> None:
+def _swap_slow_weights(optimizer: torch.optim.Optimizer) -> list[tuple[Tensor, Tensor]]:
+    """Exchange slow and fast weights; 16-bit ones, which cannot hold the slow, are overwritten and returned."""
+    fast_weights = []
     for weight, state in optimizer.state.items():
         if SLOW in state:
             fast = weight.detach().clone()
             weight.copy_(state[SLOW])
-            state[SLOW].copy_(fast)
+            if state[SLOW].dtype == weight.dtype:
+                state[SLOW].copy_(fast)
+            else:
+                fast_weights.append((weight, fast))
+    return fast_weights
 
 
 class Lookahead(torch.optim.Optimizer):
@@ -125,6 +140,7 @@ class Lookahead(torch.optim.Optimizer):
             What the wrapped optimizer's step returned.
         """
         first_weights: dict[Tensor, Tensor] = {}
+        skipped_before = self._num_skipped()
         if closure is None:
             self._remember_first_weights(first_weights)
             loss = self.optimizer.step()
@@ -140,8 +156,13 @@ class Lookahead(torch.optim.Optimizer):
         # Not before the step: torch's optimizers take a state that is not empty for one that they have made.
         for weight, first_weight in first_weights.items():
             self.state[weight][SLOW] = first_weight
-        self._synchronize()
+        if self._num_skipped() == skipped_before:
+            self._synchronize()
         return loss
+
+    def _num_skipped(self) -> int:
+        """Steps that the wrapped optimizer has left out; only those of this project count them."""
+        return max((group.get("skipped_steps", 0) for group in self.param_groups), default=0)
 
     def _weights_with_gradient(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
         for group in self.param_groups:
@@ -152,7 +173,7 @@ class Lookahead(torch.optim.Optimizer):
     def _remember_first_weights(self, first_weights: dict[Tensor, Tensor]) -> None:
         for weight, _ in self._weights_with_gradient():
             if weight not in first_weights and SLOW not in self.state.get(weight, {}):
-                first_weights[weight] = weight.detach().clone(memory_format=torch.preserve_format)
+                first_weights[weight] = copy_of(weight)
 
     @torch.no_grad()
     def _synchronize(self) -> None:
@@ -173,3 +194,8 @@ class Lookahead(torch.optim.Optimizer):
         if "optimizer" not in state:
             # From load_state_dict, which makes new groups and a new state: the wrapped optimizer takes them.
             self.optimizer.__setstate__({"state": self.state, "param_groups": self.param_groups})
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from `state_dict`; as torch's, but the float32 state of 16-bit parameters stays float32."""
+        super().load_state_dict(state_dict)
+        restore_wide_state(self, state_dict)

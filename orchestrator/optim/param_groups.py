@@ -1,8 +1,8 @@
-"""Which parameters get weight decay and layer adaptation: not biases, not normalization."""
+"""Groups of parameters: no weight decay for biases and normalization, and rates by depth for fine-tuning."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -72,3 +72,60 @@ def parameter_groups(
 
 def _is_bias_or_normalization(owner: nn.Module, name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim <= 1 or name == "bias" or isinstance(owner, NORMALIZATION_LAYERS)
+
+
+def rates_by_depth(
+    module: nn.Module, groups: Sequence[dict[str, Any]], *, lr: float, decay: float
+) -> list[dict[str, Any]]:
+    """Split groups so that parts nearer to the input of a trained module move less.
+
+    The children of `module`, in the order in which it registers them, are its levels; the entries of a
+    Sequential or ModuleList count one by one. A parameter of level d of D has the rate
+
+        lr decay^(D - d),   d = 1 ... D
+
+    and one that several levels share, or that lies in the module itself, that of the first of them.
+
+    Args:
+        module: whose parameters the groups hold.
+        groups: as `parameter_groups` makes them.
+        lr: of the last level.
+        decay: factor from a level to the one below, in (0, 1].
+
+    Returns:
+        Groups with "lr", the last level's first; no empty group.
+
+    Raises:
+        ValueError: decay out of its range.
+
+    >>> module = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1), nn.Linear(1, 1, bias=False))
+    >>> [group["lr"] for group in rates_by_depth(module, [{"params": list(module.parameters())}], lr=1, decay=0.5)]
+    [1.0, 0.5, 0.25]
+
+    Reference: Howard and Ruder, 2018, arXiv 1801.06146, section 3.2 (discriminative fine-tuning).
+    """
+    if not isinstance(decay, int | float) or not 0 < decay <= 1:
+        raise ValueError(f"depth_decay must be a number in (0, 1], got {decay!r}")
+    levels = _levels(module)
+    level_of: dict[int, int] = {id(parameter): 0 for parameter in module.parameters(recurse=False)}
+    for level, part in enumerate(levels):
+        for parameter in part.parameters():
+            level_of.setdefault(id(parameter), level)
+    split = []
+    for level in reversed(range(len(levels) or 1)):
+        for group in groups:
+            members = [parameter for parameter in group["params"] if level_of[id(parameter)] == level]
+            if members:
+                rate = lr * float(decay) ** (max(len(levels), 1) - 1 - level)
+                split.append({**group, "params": members, "lr": rate})
+    return split
+
+
+def _levels(module: nn.Module) -> list[nn.Module]:
+    children = list(module.children())
+    if len(children) == 1 and not list(module.parameters(recurse=False)):
+        return _levels(children[0]) or children
+    opened: list[nn.Module] = []
+    for child in children:
+        opened += _levels(child) if isinstance(child, nn.Sequential | nn.ModuleList) else [child]
+    return [part for part in opened if any(True for _ in part.parameters())]

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from orchestrator.optim.adam_direction import rectification, update_moments
-from orchestrator.optim.lookahead import check_lookahead, remember_slow_weight, synchronize
-from orchestrator.optim.per_tensor import AbstractPerTensorOptimizer, Params, check_betas, check_number
+from orchestrator.optim.adam_direction import (
+    adam_direction,
+    make_moments,
+    moment_coefficients,
+    rectification,
+    update_moments,
+)
+from orchestrator.optim.checks import check_betas, check_number
+from orchestrator.optim.fast.rules import AdamRule
+from orchestrator.optim.lookahead import check_lookahead, remember_slow_weight, slow_step, synchronize
+from orchestrator.optim.per_tensor import AbstractPerTensorOptimizer, Implementation, NonFinite, Params, move
 
 
 class Ranger(AbstractPerTensorOptimizer):
@@ -30,11 +36,12 @@ class Ranger(AbstractPerTensorOptimizer):
         weight_decay: lambda, decoupled from the moments.
         sync_every: steps between two synchronizations of the slow weights.
         slow_step_size: a, in (0, 1].
-        gradient_centralization: take from each gradient with >= 2 dims its mean over all dims but the first,
-            as
+        gradient_centralization: take from each gradient with >= 2 dims its mean over all dims but the first, as
             the moments read it; the gradient itself stays as it is.
         rectify_above: least rho_t that is rectified; 5 as in the author's code, 4 as in RAdam's paper.
         maximize: ascend.
+        implementation: "auto", "reference", "foreach" or "fused"; see `AbstractPerTensorOptimizer`.
+        nonfinite: "propagate", "skip" or "raise"; see there.
 
     Raises:
         ValueError: a hyper-parameter out of its range.
@@ -46,7 +53,7 @@ class Ranger(AbstractPerTensorOptimizer):
     def __init__(
         self,
         params: Params,
-        lr: float = 1e-3,
+        lr: float | Tensor = 1e-3,
         *,
         betas: tuple[float, float] = (0.95, 0.999),
         eps: float = 1e-5,
@@ -56,6 +63,8 @@ class Ranger(AbstractPerTensorOptimizer):
         gradient_centralization: bool = False,
         rectify_above: float = 5.0,
         maximize: bool = False,
+        implementation: Implementation = "auto",
+        nonfinite: NonFinite = "propagate",
     ) -> None:
         defaults = {
             "lr": lr,
@@ -67,46 +76,52 @@ class Ranger(AbstractPerTensorOptimizer):
             "gradient_centralization": gradient_centralization,
             "rectify_above": rectify_above,
             "maximize": maximize,
+            "implementation": implementation,
+            "nonfinite": nonfinite,
         }
         super().__init__(params, defaults)
 
     def check_group(self, group: dict[str, Any]) -> None:
         """Raise ValueError if a hyper-parameter of `group` is out of its range."""
-        check_number("lr", group["lr"], low=0.0)
         check_betas(group["betas"])
         check_number("eps", group["eps"], low=0.0)
         check_number("weight_decay", group["weight_decay"], low=0.0)
         check_number("rectify_above", group["rectify_above"], low=4.0)
         check_lookahead(group)
 
+    def make_state(self, weight: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        """Two moments and the slow weights."""
+        remember_slow_weight(weight, state)
+        make_moments(weight, state)
+
     def update_tensor(
         self, weight: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]
     ) -> None:
-        """Move one tensor, its moments and its slow weights in place."""
-        remember_slow_weight(weight, state)
-        if group["gradient_centralization"]:
-            gradient = centralized(gradient)
+        """Move one tensor, its moments and its slow weights in place; one temporary of its size."""
         update_moments(state, gradient, betas=group["betas"], maximize=group["maximize"])
         lr, (beta1, beta2), step = group["lr"], group["betas"], state["step"]
         if group["weight_decay"]:
             weight.mul_(1 - lr * group["weight_decay"])
-        rate = lr / (1 - beta1**step)
         factor = rectification(step, beta2, rectify_above=group["rectify_above"])
         if factor is None:
-            weight.sub_(state["exp_avg"], alpha=rate)
+            move(weight, state["exp_avg"], lr / (1 - beta1**step))
         else:
-            # sqrt(v^) + eps = (sqrt(v) + eps c) / c with c = sqrt(1 - b2^t).
-            correction = math.sqrt(1 - beta2**step)
-            denominator = state["exp_avg_sq"].sqrt().add_(group["eps"] * correction)
-            weight.addcdiv_(state["exp_avg"], denominator, value=-rate * factor * correction)
+            move(weight, adam_direction(state, betas=group["betas"], eps=group["eps"]), lr * factor)
         synchronize(weight, state["slow"], count=step, group=group)
 
-
-def centralized(gradient: Tensor) -> Tensor:
-    """The gradient without its mean over all dims but the first; vectors and scalars as they are.
-
-    Reference: Yong et al., 2020, arXiv 2004.01461, equation 1.
-    """
-    if gradient.ndim <= 1:
-        return gradient
-    return gradient - torch.mean(gradient, dim=tuple(range(1, gradient.ndim)), keepdim=True)
+    def rule(self, step: int, group: dict[str, Any]) -> AdamRule:
+        """The same update as coefficients."""
+        factor = rectification(step, group["betas"][1], rectify_above=group["rectify_above"])
+        return AdamRule(
+            **moment_coefficients(step, betas=group["betas"], eps=group["eps"], maximize=group["maximize"]),
+            normed_direction=0.0,
+            normed_moment=0.0,
+            normed_weight=0.0,
+            keep=1 - group["lr"] * group["weight_decay"],
+            rate=group["lr"],
+            direction=factor or 0.0,
+            moment=1 / (1 - group["betas"][0] ** step) if factor is None else 0.0,
+            weight=0.0,
+            slow_step=slow_step(step, group),
+            is_adapted=False,
+        )

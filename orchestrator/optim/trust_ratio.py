@@ -10,8 +10,8 @@ def layer_norm(tensor: Tensor) -> Tensor:
     return torch.linalg.vector_norm(tensor, dtype=torch.float32 if is_16_bit else None)
 
 
-def trust_ratio(weight: Tensor, update: Tensor) -> Tensor:
-    """||weight|| / ||update|| as a 0-dim tensor of the weight's dtype, and 1 where one of the norms is 0.
+def trust_ratio(weight: Tensor, update: Tensor, *, largest: float | None = None) -> Tensor:
+    """||weight|| / ||update|| as a 0-dim tensor, and 1 where one of the norms is 0; ||weight|| <= `largest`.
 
     A layer whose weights or whose update are all 0 has no scale of its own: it takes the step unadapted. The
     choice is made on the device (torch.where), so nothing waits for it.
@@ -19,6 +19,8 @@ def trust_ratio(weight: Tensor, update: Tensor) -> Tensor:
     Reference: You et al., 2020, arXiv 1904.00962, algorithm 2, with phi the identity.
     """
     weight_norm, update_norm = layer_norm(weight), layer_norm(update)
+    if largest is not None:
+        weight_norm = weight_norm.clamp(max=largest)
     ratio = weight_norm / update_norm
     is_adapted = (weight_norm > 0) & (update_norm > 0)
-    return torch.where(is_adapted, ratio, torch.ones_like(ratio)).to(weight.dtype)
+    return torch.where(is_adapted, ratio, torch.ones_like(ratio))

@@ -15,6 +15,7 @@ from orchestrator.job import JobSpec
 from orchestrator.metrics import Event
 from orchestrator.planning import plan_job
 from orchestrator.worker import Assignment, Outcome, RankError, train_rank
+from planner.inputs.strict import WorkloadError
 
 
 class Recorder:
@@ -121,6 +122,26 @@ def test_a_stopped_run_continues_bit_for_bit(train: Train, optimizer: str):
     assert resumed == outcome
     # The noise estimate continues as well.
     assert after.of("step")[-1]["noise_scale_reason"] == undisturbed.of("step")[-1]["noise_scale_reason"]
+
+
+def test_averaged_weights_resume_are_evaluated_and_saved_and_the_run_is_not_changed(train: Train):
+    average = {"kind": "swa", "start": 0.75}
+    _, plain, plain_folder = train("plain")
+    _, undisturbed, folder = train("undisturbed", train={"average": average})
+    train("stopped", train={"average": average}, stop_after=8)  # of 9 steps, 7 and on are averaged
+    _, after, resumed_folder = train("stopped", train={"average": average})
+    assert undisturbed.losses == plain.losses
+    assert differences(final_state(resumed_folder), final_state(folder)) == []
+    assert differences(final_state(folder)["model"], final_state(plain_folder)["model"]) == []
+    averages = [torch.load(f / "averaged.pt", weights_only=True) for f in (folder, resumed_folder)]
+    assert differences(*averages) == []
+    assert differences(averages[0], final_state(folder)["model"]) != []
+    assert after.of("average")[0]["loss"] == undisturbed.of("average")[0]["loss"]
+
+
+def test_an_average_that_starts_too_early_is_refused(train: Train):
+    with pytest.raises(WorkloadError, match=r"average.*start"):
+        train(train={"average": {"start": 0.5}})
 
 
 def test_a_damaged_checkpoint_only_costs_the_steps_since_the_one_before(train: Train):

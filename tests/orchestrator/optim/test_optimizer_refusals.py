@@ -23,6 +23,10 @@ def test_sparse_gradients_are_refused_before_anything_moves(make):
     [
         (LARS, {"lr": -1.0}, r"lr must be a number in \[0, inf\), got -1.0"),
         (LARS, {"lr": float("nan")}, "got nan"),
+        (LARS, {"implementation": "triton"}, "implementation must be one of auto, .*fused, got 'triton'"),
+        (LAMB, {"nonfinite": "ignore"}, "nonfinite must be one of propagate, skip, raise, got 'ignore'"),
+        (RangerLARS, {"compat": "fastai"}, "compat must be None or 'over9000', got 'fastai'"),
+        (RangerLARS, {"compat": "over9000", "trust": "before_rectify"}, "leave trust out"),
         (LARS, {"momentum": 1.0}, r"momentum must be a number in \[0, 1\), got 1.0"),
         (LARS, {"nesterov": True, "momentum": 0.0}, "nesterov needs a momentum"),
         (LARS, {"trust_coefficient": -0.1}, "trust_coefficient"),
@@ -41,6 +45,25 @@ def test_sparse_gradients_are_refused_before_anything_moves(make):
 def test_bad_hyperparameters_are_refused_with_value_and_range(make, options, message):
     with pytest.raises(ValueError, match=message):
         make([nn.Parameter(torch.ones(2))], **options)
+
+
+@pytest.mark.parametrize("make", [LARS, LAMB, Ranger, RangerLARS])
+def test_no_parameters_and_repeated_parameters_are_refused(make):
+    weight = nn.Parameter(torch.ones(2, 3))
+    with pytest.raises(ValueError, match="at least one parameter, got an empty list"):
+        make([])
+    with pytest.raises(
+        ValueError, match=r"each parameter once, got the one of shape \(2, 3\) at positions 0 and 1"
+    ):
+        make([weight, weight])
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        make([{"params": [weight]}, {"params": [weight]}])
+
+
+@pytest.mark.parametrize("lr", [torch.tensor(-1.0), torch.ones(2), torch.tensor(float("nan"))])
+def test_a_bad_rate_tensor_is_refused(lr):
+    with pytest.raises(ValueError, match="lr must be a number in"):
+        LAMB([nn.Parameter(torch.ones(2))], lr=lr)
 
 
 def test_a_group_with_a_bad_hyperparameter_is_refused_and_not_added():

@@ -1,76 +1,128 @@
-"""Fully sharded parameters (DTensor) step like whole ones; two gloo ranks."""
+"""Fully sharded parameters (DTensor) step like whole ones, and their checkpoints fit any number of ranks."""
 
 import copy
-import json
-import os
-import socket
-import time
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
-from torch import nn
+from sharded_training import MAKERS, model_of_uneven_shards, on_ranks, train_step
 
-from orchestrator.optim import LAMB, LARS, Lookahead, Ranger, RangerLARS
-
-MAKERS = {
-    "lars": lambda params: LARS(params, lr=0.1, weight_decay=0.1, trust_coefficient=0.5),
-    "lamb": lambda params: LAMB(params, lr=0.02, weight_decay=0.1),
-    "ranger": lambda params: Ranger(params, lr=0.02, weight_decay=0.1, gradient_centralization=True),
-    "ranger_lars": lambda params: RangerLARS(params, lr=0.02, weight_decay=0.1),
-    "ranger_lars_before_rectify": lambda params: RangerLARS(params, lr=0.02, trust="before_rectify"),
-    "lookahead": lambda params: Lookahead(torch.optim.AdamW(params, lr=0.02)),
-}
+pytestmark = pytest.mark.skipif(
+    not dist.is_available(), reason="this torch is built without torch.distributed"
+)
 
 
-def free_port():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
-
-
-def write_largest_differences_to_unsharded(rank, port, folder):
+def sharded(model) -> Any:
     from torch.distributed.fsdp import fully_shard
-    from torch.distributed.tensor import DTensor
 
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    try:
-        differences = {}
-        for name, make in MAKERS.items():
-            torch.manual_seed(0)
-            whole = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.LayerNorm(5), nn.Linear(5, 2))
-            sharded: Any = fully_shard(copy.deepcopy(whole), mesh=dist.init_device_mesh("cpu", (2,)))
-            assert all(isinstance(p, DTensor) for p in sharded.parameters())
-            optimizers = [make(whole.parameters()), make(sharded.parameters())]
-            for _ in range(8):
-                for model, optimizer in zip((whole, sharded), optimizers):
-                    optimizer.zero_grad()
-                    (model(torch.linspace(-1, 1, 6).reshape(2, 3)) - 1).square().mean().backward()
-                    optimizer.step()
-            differences[name] = max(
-                (p.full_tensor() - q).abs().max().item()
-                for p, q in zip(sharded.parameters(), whole.parameters())
+    return fully_shard(model, mesh=dist.init_device_mesh("cpu", (dist.get_world_size(),)))
+
+
+def largest_differences_to_unsharded(folder):
+    """By optimizer and implementation: the largest difference over the largest weight, after 8 steps."""
+    differences = {}
+    for name, make in MAKERS.items():
+        for implementation in ("reference", "fused", "foreach"):
+            whole = model_of_uneven_shards()
+            split = sharded(copy.deepcopy(whole))
+            optimizers = [
+                make(
+                    whole.parameters(), **({} if name == "lookahead" else {"implementation": implementation})
+                ),
+                make(
+                    split.parameters(), **({} if name == "lookahead" else {"implementation": implementation})
+                ),
+            ]
+            for step in range(8):
+                for model, optimizer in zip((whole, split), optimizers):
+                    train_step(model, optimizer, step)
+            pairs = [(p.full_tensor(), q) for p, q in zip(split.parameters(), whole.parameters())]
+            scale = max(q.abs().max().item() for _, q in pairs)
+            differences[f"{name} {implementation}"] = (
+                max((p - q).abs().max().item() for p, q in pairs) / scale
             )
-        (folder / f"{rank}.json").write_text(json.dumps(differences))
-    finally:
-        dist.destroy_process_group()
-    # The answer is written. Torch's background threads sometimes abort the interpreter's own end.
-    os._exit(0)
+            if name != "lookahead":
+                assert set(optimizers[1].last_step) <= {implementation, "reference"}
+    return differences
 
 
-@pytest.mark.skipif(not dist.is_available(), reason="this torch is built without torch.distributed")
-def test_sharded_steps_agree_with_whole_ones(tmp_path):
-    context: Any = mp.spawn(
-        write_largest_differences_to_unsharded, args=(free_port(), tmp_path), nprocs=2, join=False
+def trained_with_checkpoints(folder, *, stop, save, load, end):
+    """Full weights, by optimizer, after the steps from a checkpoint at `load` (or 0) to `end`, saved at `save`."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import (
+        get_model_state_dict,
+        get_optimizer_state_dict,
+        set_model_state_dict,
+        set_optimizer_state_dict,
     )
-    deadline = time.monotonic() + 60
-    while not context.join(timeout=1):  # raises what a rank raised
-        assert time.monotonic() < deadline, "the ranks hang"
-    for rank in range(2):
-        differences = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert set(differences) == set(MAKERS)
-        # float32 weights of about 1; a sharded norm adds in another order.
-        assert max(differences.values()) < 2e-6, differences
+
+    ends = {}
+    for name, make in MAKERS.items():
+        torch.manual_seed(0)
+        model = sharded(model_of_uneven_shards())
+        optimizer = make(model.parameters())
+        path = folder.parent / f"checkpoint-{name}"
+        if load:
+            state = {
+                "model": get_model_state_dict(model),
+                "optimizer": get_optimizer_state_dict(model, optimizer),
+            }
+            dcp.load(state, checkpoint_id=path)
+            set_model_state_dict(model, state["model"])
+            set_optimizer_state_dict(model, optimizer, state["optimizer"])
+        for step in range(stop if load else 0, end):
+            train_step(model, optimizer, step)
+            if save and step + 1 == stop:
+                state = {
+                    "model": get_model_state_dict(model),
+                    "optimizer": get_optimizer_state_dict(model, optimizer),
+                }
+                dcp.save(state, checkpoint_id=path)
+        ends[name] = [p.full_tensor().tolist() for p in model.parameters()]
+    return ends
+
+
+def on_two_ranks(folder):
+    """The differences; the run that saves a checkpoint at step 7 and goes on; the one that resumes from it."""
+    return [
+        largest_differences_to_unsharded(folder),
+        trained_with_checkpoints(folder, stop=7, save=True, load=False, end=12),
+        trained_with_checkpoints(folder, stop=7, save=False, load=True, end=12),
+    ]
+
+
+def on_four_ranks(folder):
+    """The differences; the run that resumes from the checkpoint of two ranks."""
+    return [
+        largest_differences_to_unsharded(folder),
+        trained_with_checkpoints(folder, stop=7, save=False, load=True, end=12),
+    ]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """What two ranks, and then four, came to; started once, because starting ranks is what takes time."""
+    base = tmp_path_factory.mktemp("sharded")
+    for name in ("two", "four"):
+        (base / name).mkdir()
+    return {2: on_ranks(2, base / "two", on_two_ranks), 4: on_ranks(4, base / "four", on_four_ranks)}
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_sharded_steps_agree_with_whole_ones(runs, world_size):
+    for differences in (answer[0] for answer in runs[world_size]):
+        assert len(differences) == 3 * len(MAKERS)
+        assert max(differences.values()) <= 1e-7, differences
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_distributed_checkpoint_of_step_7_resumes_bit_exactly(runs, name):
+    for _, straight, resumed in runs[2]:
+        assert resumed[name] == straight[name]
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_distributed_checkpoint_resumes_on_another_number_of_ranks(runs, name):
+    for a, b in zip(runs[4][0][1][name], runs[2][0][1][name]):
+        torch.testing.assert_close(torch.tensor(a), torch.tensor(b), rtol=0, atol=1e-7)

@@ -1,0 +1,1 @@
+"""The fast implementations of the optimizers: a kernel for the processor, lists of tensors elsewhere."""
