@@ -14,6 +14,8 @@ from cost_models.measurements import MeasuredOperation, Measurements
 from cost_models.roofline import Roofline
 from cost_models.work import Work
 
+# With what the line of an optimizer's step begins: it is many operations in one.
+OPTIMIZER = "optimizer "
 # Operations whose roofline times differ by no more than this factor tell of one another's efficiency.
 _NEAR = 4.0
 
@@ -95,7 +97,9 @@ class Measured:
     @cached_property
     def fallback(self) -> FittedRoofline:
         """What prices the operations that were not measured."""
-        return FittedRoofline(Roofline(self.hardware), tuple(self.measurements.operations.values()))
+        operations = self.measurements.operations
+        single = tuple(o for line, o in operations.items() if not line.startswith(OPTIMIZER))
+        return FittedRoofline(Roofline(self.hardware), single)
 
     def is_measured(self, work: Work) -> bool:
         """Whether this operation was measured with these shapes."""

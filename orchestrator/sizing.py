@@ -275,6 +275,8 @@ class Sizing:
         exposed_s: float,
         is_blockwise: bool,
     ) -> Sized:
+        # Every micro-batch after the first is added to the gradients there are.
+        compute_s += (shape.accumulation - 1) * self._accumulate_s(shape)
         optimizer_s = self._optimizer_s(shape)
         step_s = compute_s + remat_s + exposed_s + optimizer_s
         # Matrix units and memory are busy while a rank computes: board power.
@@ -292,6 +294,13 @@ class Sizing:
             ),
             is_blockwise=is_blockwise,
         )
+
+    def _accumulate_s(self, shape: Shape) -> float:
+        gradient_bytes = sum(
+            p.numel() * p.element_size() for p in self._step.model.parameters() if p.requires_grad
+        )
+        work = Work(gradient_bytes / 4, 2 * gradient_bytes, gradient_bytes, "float32", "elementwise")
+        return self._step.cost_model(self._per_node(shape)).time_s(work)
 
     def _optimizer_s(self, shape: Shape) -> float:
         work = self._step.optimizer_work

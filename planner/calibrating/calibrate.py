@@ -142,4 +142,8 @@ class Calibration:
     def _time_s(self, timer: Timer, before_each: Callable[[str], None], operation: RunsAlone) -> float:
         before_each(operation.line)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            return timer.median_s(operation.ready(self.device), moved_bytes=operation.work.moved_bytes)
+            return timer.median_s(
+                operation.ready(self.device),
+                moved_bytes=operation.work.moved_bytes,
+                is_cold=operation.is_cold,
+            )

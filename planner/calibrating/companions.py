@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -10,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 
 import torch
 import torch.distributed as dist
@@ -17,7 +19,6 @@ import torch.distributed as dist
 from cost_models.measurements import Transfer
 from planner.calibrating.operations import RunsAlone
 from planner.calibrating.overhead import OVERHEAD, Overhead
-from planner.calibrating.timer import Timer
 
 _ALL_REDUCE, _END = "all-reduce", "end"
 _SIZES_BYTES = tuple(1 << power for power in range(10, 27, 2))
@@ -48,16 +49,31 @@ def companions(
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="lowtide-") as folder:
         address = f"file://{folder}/rendezvous"
+        pipes = [context.Pipe() for _ in range(1, processes)]
         others = [
-            context.Process(target=_companion, args=(make, address, rank, processes, threads), daemon=True)
-            for rank in range(1, processes)
+            context.Process(
+                target=_companion, args=(make, address, rank, processes, threads, theirs), daemon=True
+            )
+            for rank, (_, theirs) in enumerate(pipes, start=1)
         ]
+        ours = [pipe for pipe, _ in pipes]
+
+        def say(line: str) -> None:
+            for pipe in ours:
+                pipe.send(line)
+            for pipe in ours:
+                pipe.recv()  # it runs
+
+        def reduce() -> tuple[Transfer, ...]:
+            say(_ALL_REDUCE)
+            return _measured_reductions()
+
         try:
             for process in others:
                 process.start()
             dist.init_process_group("gloo", init_method=address, rank=0, world_size=processes)
-            yield _say, _all_reduces
-            _say(_END)
+            yield say, reduce
+            say(_END)
             for process in others:
                 process.join(_JOIN_S)
         finally:
@@ -67,15 +83,6 @@ def companions(
                 if process.exitcode is None and process.pid is not None:
                     process.kill()
                     process.join()
-
-
-def _say(line: str) -> None:
-    dist.broadcast_object_list([line])
-
-
-def _all_reduces() -> tuple[Transfer, ...]:
-    _say(_ALL_REDUCE)
-    return _measured_reductions()
 
 
 def _measured_reductions() -> tuple[Transfer, ...]:
@@ -92,32 +99,33 @@ def _measured_reductions() -> tuple[Transfer, ...]:
     return tuple(found)
 
 
-def _companion(make: MakeOperations, address: str, rank: int, processes: int, threads: int) -> None:
-    """The life of one of the other processes."""
+def _companion(
+    make: MakeOperations, address: str, rank: int, processes: int, threads: int, pipe: Connection
+) -> None:
+    """The life of one of the other processes: it runs what it was told last until it is told something else."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
-    operations = make()
     device = torch.device("cpu")
-    timer = Timer(device, threads=threads)
     overhead = Overhead(device)
+    known: dict[str, RunsAlone] = {**make(), **overhead.operations}
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=processes)
-    heard = [""]
-    known = {**operations, **overhead.operations}
     while True:
-        dist.broadcast_object_list(heard)
-        if heard[0] == _END:
-            break
-        if heard[0] == _ALL_REDUCE:
+        line = pipe.recv()
+        if line in (_END, _ALL_REDUCE):
+            pipe.send(line)
+            if line == _END:
+                break
             _measured_reductions()
             continue
-        if heard[0] == OVERHEAD:
-            overhead.steps_s()
-            continue
         try:
-            operation = known[heard[0]]
-            with torch.no_grad():
-                timer.median_s(operation.ready(device), moved_bytes=operation.work.moved_bytes)
+            run = overhead.steps_s if line == OVERHEAD else known[line].ready(device)
+            run()
         except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError):
-            continue  # the measuring process says that it does not run alone
+            pipe.send(line)  # the measuring process says that it does not run alone
+            continue
+        pipe.send(line)
+        with contextlib.nullcontext() if line == OVERHEAD else torch.no_grad():
+            while not pipe.poll():
+                run()
     dist.destroy_process_group()
     os._exit(0)

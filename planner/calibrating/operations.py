@@ -36,6 +36,11 @@ class RunsAlone(Protocol):
         """Its demand."""
         ...
 
+    @property
+    def is_cold(self) -> bool:
+        """Whether what it reads is out of the cache however little it is."""
+        ...
+
     def ready(self, device: torch.device) -> Callable[[], Any]:
         """The operation with real arguments, to be called any number of times; RuntimeError where that fails."""
         ...
@@ -50,12 +55,14 @@ class Operation:
         work: its demand.
         call: of a trace, with fake tensors in its metadata.
         runs_in_place: it writes over an argument.
+        is_cold: it reads parameters, which other operations have driven out of the cache since the step before.
     """
 
     line: str
     work: Work
     call: fx.Node
     runs_in_place: bool
+    is_cold: bool = False
 
     def ready(self, device: torch.device) -> Callable[[], Any]:
         """The operation with arguments in the memory of a device, to be called any number of times.
@@ -95,8 +102,20 @@ def operations_of(captured: Iterable[Captured]) -> dict[str, Operation]:
                     continue
                 target = str(call.target)
                 if target.partition(".")[0] in _NAMESPACES and not any(word in target for word in _PACKED):
-                    found[work.operation] = Operation(work.operation, work, call, runs_in_place=at > 0)
+                    found[work.operation] = Operation(
+                        work.operation, work, call, runs_in_place=at > 0, is_cold=_reads_placeholders(call)
+                    )
     return found
+
+
+def _reads_placeholders(call: fx.Node) -> bool:
+    """Whether an argument is an input of the step, or a view of one."""
+    for node in call.all_input_nodes:
+        while node.op == "call_function" and getattr(node.target, "is_view", False):
+            node = node.all_input_nodes[0]
+        if node.op == "placeholder":
+            return True
+    return False
 
 
 def _high(target: str, call: fx.Node, node: fx.Node) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cost_models.measured import OPTIMIZER
 from cost_models.work import Work
 from planner.lower.fakes import fake_mode_of, fake_module
 from planner.lower.trace import TorchDispatchMode, pytree, storage_bytes
@@ -34,6 +35,11 @@ class OptimizerStep:
     work: Work
     model: nn.Module
     build: BuildOptimizer
+
+    @property
+    def is_cold(self) -> bool:
+        """Gradients and state are out of the cache."""
+        return True
 
     def ready(self, device: torch.device) -> Callable[[], Any]:
         """The step on real parameters and gradients.
@@ -82,7 +88,7 @@ def optimizer_step(model: nn.Module, build: BuildOptimizer, *, name: str) -> Opt
         written_bytes=counted.written_bytes,
         dtype="float32",
         kind="elementwise",
-        operation=f"optimizer {name} on {len(shapes)} tensors of {numbers} numbers {digest}",
+        operation=f"{OPTIMIZER}{name} on {len(shapes)} tensors of {numbers} numbers {digest}",
     )
     return OptimizerStep(work.operation, work, model, build)
 

@@ -36,18 +36,19 @@ class Timer:
         self._clock_ns = time.thread_time_ns if threads == 1 else time.perf_counter_ns
         self._other = torch.zeros(_EVICTING_BYTES // 4, device=device)
 
-    def median_s(self, run: Callable[[], Any], *, moved_bytes: int) -> float:
+    def median_s(self, run: Callable[[], Any], *, moved_bytes: int, is_cold: bool = False) -> float:
         """Median seconds of some runs, after one that is not counted.
 
         Args:
             run: the operation, ready.
             moved_bytes: that it reads and writes.
+            is_cold: what it reads is out of the cache however little it is.
         """
         kept = [run()]
         times_s: list[float] = []
         spent_s = 0.0
         while len(times_s) < _MIN_RUNS or (spent_s < _ENOUGH_S and len(times_s) < _MAX_RUNS):
-            if moved_bytes > _CACHED_BYTES:
+            if is_cold or moved_bytes > _CACHED_BYTES:
                 self._other.add_(1.0)
             if len(kept) * moved_bytes > _KEPT_BYTES:
                 kept.clear()

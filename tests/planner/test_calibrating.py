@@ -148,6 +148,7 @@ def test_an_operation_that_does_not_run_alone_is_named_and_priced_by_the_rooflin
 ):
     class Broken:
         line, work = "broken", next(iter(operations_of([captured]).values())).work
+        is_cold = False
 
         def ready(self, device: torch.device) -> Any:
             raise RuntimeError("it reads packed state")
