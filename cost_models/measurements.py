@@ -109,6 +109,8 @@ class Measurements(_Frozen):
         setting: where.
         overhead_visits_s: what a call, of a view too, takes in a step beyond its time alone, by visit.
         operations: line of an operation (`Work.operation`) -> its time.
+        block_overheads_s: "fsdp", "fsdp_keep" -> what a block that ranks share takes beyond its computation and its
+            messages; empty for one process.
         all_reduce: times of sums over the processes of the setting, by size; () for one process.
     """
 
@@ -116,6 +118,7 @@ class Measurements(_Frozen):
     setting: Setting
     overhead_visits_s: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
     operations: Mapping[str, MeasuredOperation] = Field(default_factory=dict)
+    block_overheads_s: Mapping[str, Annotated[float, Field(ge=0, le=10)]] = Field(default_factory=dict)
     all_reduce: tuple[Transfer, ...] = ()
 
     @property

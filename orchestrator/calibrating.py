@@ -107,11 +107,12 @@ def calibrate(request: CalibrationRequest, show_progress: bool) -> Answer:
         operations = make()
         request.folder.mkdir(parents=True, exist_ok=True)
         with (
-            companions(make, processes=request.processes, threads=threads) as (before_each, all_reduces),
+            companions(make, processes=request.processes, threads=threads) as (before_each, sharing),
             _bar(show_progress) as progress,
         ):
             calibration.measure(operations, visits=request.visits, progress=progress, before_each=before_each)
-            calibration.all_reduce = all_reduces() or calibration.all_reduce
+            if request.processes > 1:
+                calibration.all_reduce, calibration.block_overheads_s = sharing()
             calibration.save()
         before = Roofline(hardware_of(request.hardware))
     found = calibration.measurements

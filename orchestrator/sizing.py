@@ -12,6 +12,7 @@ from torch import nn
 
 from cost_models.cluster import ClusterSpec
 from cost_models.energy import energy_j, step_energy_j
+from cost_models.measured import Measured
 from cost_models.roofline import CostModel
 from cost_models.units import format_bytes
 from cost_models.work import Work
@@ -226,12 +227,13 @@ class Sizing:
                 Timeline(t.compute_s, t.compute_s + t.communication_s, t.communication_s) for t in passes
             ]
         compute_s = profile.fastest.time_s
+        copies_s = [self._copies_s(shape, is_last=at == len(passes) - 1) for at in range(len(passes))]
         return self._priced(
             shape,
             peak_bytes=max(static + chosen.peak_bytes, after),
             compute_s=shape.accumulation * compute_s,
             remat_s=shape.accumulation * (chosen.time_s - compute_s),
-            exposed_s=sum(t.exposed_s for t in passes),
+            exposed_s=sum(t.exposed_s for t in passes) + sum(copies_s),
             is_blockwise=True,
         )
 
@@ -245,6 +247,17 @@ class Sizing:
             static += max((p.numel() * p.element_size() for p in self._step.model.parameters()), default=0)
         static += self._all_profiles(shape).shared_bytes(shape.micro_batch)
         return static, memory.resident_bytes + memory.optimizer_temporary_bytes
+
+    def _copies_s(self, shape: Shape, *, is_last: bool) -> float:
+        """What gathering takes beside messages: copies out of and into their buffers, overheads of blocks."""
+        if shape.sharding == "ddp":
+            return 0.0
+        size = sum(p.numel() * p.element_size() for p in self._step.model.parameters())
+        num_copies = (2 if shape.sharding == "fsdp" else 1) + is_last
+        copied = Work(0.0, num_copies * size, num_copies * size, "float32", "copy")
+        model = self._step.cost_model(self._per_node(shape))
+        own = model.measurements.block_overheads_s if isinstance(model, Measured) else {}
+        return model.time_s(copied) + len(self._units) * own.get(shape.sharding, 0.0)
 
     def _times(self, profile: Profile, chosen: Chosen) -> BlockTimes:
         """What the timeline of a micro-batch needs."""

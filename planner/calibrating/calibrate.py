@@ -32,6 +32,7 @@ class Calibration:
         known: line of an operation -> what is measured of it.
         overhead_visits_s: as for `Measurements`.
         all_reduce: as for `Measurements`.
+        block_overheads_s: as for `Measurements`.
         failed: line of an operation that does not run alone -> why.
     """
 
@@ -41,6 +42,7 @@ class Calibration:
     known: dict[str, MeasuredOperation] = field(default_factory=dict)
     overhead_visits_s: tuple[float, ...] = ()
     all_reduce: tuple[Transfer, ...] = ()
+    block_overheads_s: Mapping[str, float] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
     @staticmethod
@@ -56,6 +58,7 @@ class Calibration:
             calibration.known = dict(found.operations)
             calibration.overhead_visits_s = found.overhead_visits_s
             calibration.all_reduce = found.all_reduce
+            calibration.block_overheads_s = found.block_overheads_s
         return calibration
 
     @property
@@ -66,6 +69,7 @@ class Calibration:
             operations=self.known,
             overhead_visits_s=self.overhead_visits_s,
             all_reduce=self.all_reduce,
+            block_overheads_s=self.block_overheads_s,
         )
 
     def missing(self, operations: Mapping[str, RunsAlone], *, visits: int) -> list[RunsAlone]:

@@ -19,19 +19,21 @@ import torch.distributed as dist
 from cost_models.measurements import Transfer
 from planner.calibrating.operations import RunsAlone
 from planner.calibrating.overhead import OVERHEAD, Overhead
+from planner.calibrating.sharing import block_overheads_s
 
-_ALL_REDUCE, _END = "all-reduce", "end"
+_SHARING, _END = "sharing", "end"
 _SIZES_BYTES = tuple(1 << power for power in range(10, 27, 2))
 _REDUCTIONS = 7
 _JOIN_S = 10.0
 
+Sharing = tuple[tuple[Transfer, ...], Mapping[str, float]]
 MakeOperations = Callable[[], Mapping[str, RunsAlone]]
 
 
 @contextmanager
 def companions(
     make: MakeOperations, *, processes: int, threads: int
-) -> Iterator[tuple[Callable[[str], None], Callable[[], tuple[Transfer, ...]]]]:
+) -> Iterator[tuple[Callable[[str], None], Callable[[], Sharing]]]:
     """Processes that run each operation while this one measures it.
 
     Args:
@@ -40,10 +42,11 @@ def companions(
         threads: of each.
 
     Returns:
-        What is called before each visit, and what measures all-reduces over all processes (none for one).
+        What is called before each visit, and what measures all-reduces over all processes and the overheads of
+        blocks that they share (none for one).
     """
     if processes == 1:
-        yield (lambda line: None), tuple
+        yield (lambda line: None), lambda: ((), {})
         return
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     context = multiprocessing.get_context("spawn")
@@ -64,15 +67,15 @@ def companions(
             for pipe in ours:
                 pipe.recv()  # it runs
 
-        def reduce() -> tuple[Transfer, ...]:
-            say(_ALL_REDUCE)
-            return _measured_reductions()
+        def share() -> Sharing:
+            say(_SHARING)
+            return _measured_reductions(), block_overheads_s()
 
         try:
             for process in others:
                 process.start()
             dist.init_process_group("gloo", init_method=address, rank=0, world_size=processes)
-            yield say, reduce
+            yield say, share
             say(_END)
             for process in others:
                 process.join(_JOIN_S)
@@ -111,11 +114,12 @@ def _companion(
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=processes)
     while True:
         line = pipe.recv()
-        if line in (_END, _ALL_REDUCE):
+        if line in (_END, _SHARING):
             pipe.send(line)
             if line == _END:
                 break
             _measured_reductions()
+            block_overheads_s()
             continue
         try:
             run = overhead.steps_s if line == OVERHEAD else known[line].ready(device)

@@ -9,7 +9,8 @@ from torch import nn
 
 from orchestrator.optim import LAMB, LARS, Ranger, RangerLARS
 from orchestrator.optim.fast import build
-from planner.capturing.static import optimizer_bytes
+from planner.capturing.optimizer_step import optimizer_bytes
+from planner.capturing.rank_memory import whole_shape
 
 FAST = ["fused", "foreach"]
 SETTINGS = [
@@ -200,7 +201,9 @@ def test_the_planner_predicts_the_bytes_of_the_implementation_that_runs(implemen
     # tensor, and with before_rectify a second vector for the norm; foreach those of a bucket; fused nothing.
     model = nn.Linear(50, 80)
     state, temporary = optimizer_bytes(
-        model, lambda module: RangerLARS(module.parameters(), implementation=implementation)
+        model,
+        lambda module: RangerLARS(module.parameters(), implementation=implementation),
+        shape=whole_shape,
     )
     assert state == 3 * 4 * (80 * 50 + 80)
     least, most = {"fused": (0, 0), "reference": (16000, 16000 + 64), "foreach": (16320, 16320 + 256)}[
