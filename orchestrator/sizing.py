@@ -184,9 +184,14 @@ class Sizing:
 
     def _whole(self, shape: Shape, prepare: Callable[[Shape], Prepared[Plan]]) -> Sized:
         """One plan for the whole step: what `lowtide train` makes for a model that is small enough."""
+        prepared = prepare(shape)
+        static = prepared.problem.static
+        least = max(static.resident_bytes, static.optimizer_step_peak_bytes)
+        if least > self.budget_bytes:
+            return self._too_large(shape, least)
         try:
             plan = plan_within(
-                prepare(shape),
+                prepared,
                 budget=f"{self.budget_bytes}B",
                 time_limit_s=self._step.solver_limit_s,
                 gap=0.005,

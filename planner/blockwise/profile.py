@@ -140,14 +140,8 @@ class Profile:
         Reference: Sinha and Zoltners, 1979, The Multiple-Choice Knapsack Problem.
         """
         numbers = [0] * len(self.kinds)
-        hulls = [_hull(options) for options in self.options]
-        steps = sorted(
-            (slope, block, before, after)
-            for block, kind in enumerate(self.kinds)
-            for slope, before, after in hulls[kind]
-        )
         taken: list[tuple[int, int, int]] = []
-        for _, block, before, after in steps:
+        for block, before, after in self._steps():
             if self.chosen(numbers).peak_bytes <= budget_bytes:
                 break
             numbers[block] = after
@@ -161,24 +155,38 @@ class Profile:
                     numbers[block] = after
         return self.chosen(numbers)
 
-    def _least(self, budget_bytes: int) -> Chosen | None:
-        """Every block with the option that holds the least at its worst moment, if that fits."""
-        depth = max(len(options) for options in self.options)
-        found = [
+    def _steps(self) -> list[tuple[int, int, int]]:
+        """(block, option, next option) by rising seconds for a byte that is no longer retained."""
+        hulls = [_hull(options) for options in self.options]
+        steps = sorted(
+            (slope, block, before, after)
+            for block, kind in enumerate(self.kinds)
+            for slope, before, after in hulls[kind]
+        )
+        return [(block, before, after) for _, block, before, after in steps]
+
+    def _uniform(self) -> list[Chosen]:
+        """Every block with an option of like number: what retains least may hold most at its worst moment."""
+        depth = max((len(options) for options in self.options), default=1)
+        return [
             self.chosen([min(number, len(self.options[kind]) - 1) for kind in self.kinds])
             for number in range(depth)
         ]
-        fitting = [chosen for chosen in found if chosen.peak_bytes <= budget_bytes]
+
+    def _least(self, budget_bytes: int) -> Chosen | None:
+        """The fastest of the uniform choices that fit."""
+        fitting = [chosen for chosen in self._uniform() if chosen.peak_bytes <= budget_bytes]
         return min(fitting, key=lambda chosen: chosen.time_s, default=None)
 
     @property
     def smallest_bytes(self) -> int:
-        """The least peak of all ways in which every block has an option of like number: no budget below it fits."""
-        depth = max((len(options) for options in self.options), default=1)
-        return min(
-            self.chosen([min(number, len(self.options[kind]) - 1) for kind in self.kinds]).peak_bytes
-            for number in range(depth)
-        )
+        """The smallest budget for which `within` has a choice."""
+        numbers = [0] * len(self.kinds)
+        peaks = [chosen.peak_bytes for chosen in self._uniform()]
+        for block, _, after in self._steps():
+            numbers[block] = after
+            peaks.append(self.chosen(numbers).peak_bytes)
+        return min(peaks)
 
 
 def _hull(options: Sequence[Option]) -> list[tuple[float, int, int]]:
