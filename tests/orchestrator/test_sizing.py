@@ -40,7 +40,7 @@ def gpt_job(tmp_path: Path, *, budget: str = "none", batch_norm: str | None = No
     """The quickstart with a smaller model."""
     (tmp_path / "byte_gpt.py").write_text((QUICKSTART.parent / "byte_gpt.py").read_text())
     job = yaml.safe_load(QUICKSTART.read_text().replace("budget: 50% of activations", f"budget: {budget}"))
-    job["model"]["kwargs"] = {"layers": 3, "width": 32, "heads": 2, "context": 32}
+    job["model"]["kwargs"] = {"layers": 2, "width": 32, "heads": 2, "context": 32}
     job["batch"] = {key: {"shape": [4, 32], "dtype": "int64", "high": 256} for key in ("inputs", "targets")}
     job["train"]["data"]["kwargs"] = {"context": 32}
     job["train"] |= {"backend": "local", "steps": 2, "validate_every": 0, "checkpoint_every": 0, **train}

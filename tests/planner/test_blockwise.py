@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from cost_models.hardware import load_hardware
 from cost_models.roofline import Roofline
 from orchestrator.worker import with_block_plans
 from planner.blocks import block_names
@@ -21,6 +20,7 @@ from planner.blockwise.profile import Profile, Rest
 from planner.errors import CaptureError, PlanMismatchError
 from planner.measure import PeakMeter, live_tensors
 from planner.pipeline import prepare
+from planner.pricing import hardware_of
 from planner.schedule import Schedule
 from planner.step import StepModule
 from tests.models import TinyGPT, token_loss
@@ -38,10 +38,18 @@ def option(saved_bytes: int, forward_s: float, backward_s: float, *, most: int =
     return Option(Schedule(()), saved_bytes, most, max(most, saved_bytes), forward_s, backward_s)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def profiles() -> Profiles:
     names = block_names(step_at(2)[0])
-    model = Roofline(load_hardware("host"))
+    model = Roofline(hardware_of("host"))
     return Profiles(step_at, blocks=names, sizes=(2, 4), cost_model=model, workspaces=True)
 
 
@@ -106,7 +114,7 @@ def test_everything_retained_takes_about_what_the_whole_step_takes(profiles: Pro
 
 def test_a_profile_between_two_sizes_is_that_of_a_capture(profiles: Profiles):
     names = block_names(step_at(2)[0])
-    model = Roofline(load_hardware("host"))
+    model = Roofline(hardware_of("host"))
     there = Profiles(step_at, blocks=names, sizes=(3, 6), cost_model=model, workspaces=True).profile(3)
     scaled = profiles.profile(3)
     assert scaled.rest.place_bytes == there.rest.place_bytes
@@ -175,7 +183,7 @@ def test_an_option_says_what_its_schedule_retains():
     from planner.problem import Problem, StaticMemory
 
     graph = capture(block.module, (block.inputs, ()), loss=half_square).graph
-    problem = alone(Problem(annotate(graph, Roofline(load_hardware("host"))), 0, StaticMemory()))
+    problem = alone(Problem(annotate(graph, Roofline(hardware_of("host"))), 0, StaticMemory()))
     options = options_of(problem, time_limit_s=1.0)
     for found in options:
         again = option_of(problem, found.schedule)
