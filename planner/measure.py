@@ -23,10 +23,12 @@ class Measurement:
     Attributes:
         live_bytes: there when the block began.
         peak_bytes: most bytes at any time of the block, those included.
+        left_bytes: there when the block ended.
     """
 
     live_bytes: int = 0
     peak_bytes: int = 0
+    left_bytes: int = 0
 
 
 class PeakMeter:
@@ -65,13 +67,15 @@ class PeakMeter:
             yield measurement
             torch.cuda.synchronize(self.device)
             measurement.peak_bytes = torch.cuda.max_memory_allocated(self.device)
+            measurement.left_bytes = torch.cuda.memory_allocated(self.device)
             return
         measurement.live_bytes = unique_bytes(live) + extra_bytes
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*Profiler clears events.*")
             with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as events:
                 yield measurement
-        measurement.peak_bytes = measurement.live_bytes + _highest(_allocations(events))
+        sums = list(itertools.accumulate(_allocations(events), initial=measurement.live_bytes))
+        measurement.peak_bytes, measurement.left_bytes = max(sums), sums[-1]
 
 
 def live_tensors(
@@ -102,11 +106,6 @@ def _allocations(events: profile) -> Iterator[int]:
     for event in results.events():
         if event.name() == "[memory]":
             yield event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _highest(changes: Iterable[int]) -> int:
-    """The highest running sum, at least 0."""
-    return max(itertools.accumulate(changes, initial=0))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ def rows() -> list[Row]:
     cases = [
         case for case in CASES if case.model == "uneven mlp" or (case.model, case.optimizer) == ("gpt", "sgd")
     ]
-    return [row for rank in on_ranks(measure, cases, 2) for row in rank]
+    return [row for rank in on_ranks(measure, cases) for row in rank]
 
 
 @pytest.mark.slow
