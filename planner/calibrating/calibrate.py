@@ -147,7 +147,7 @@ class Calibration:
         before_each(operation.line)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             return timer.median_s(
-                operation.ready(self.device),
+                functools.partial(operation.ready, self.device),
                 moved_bytes=operation.work.moved_bytes,
-                is_cold=operation.is_cold,
+                distance=operation.distance,
             )

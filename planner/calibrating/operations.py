@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -11,8 +12,10 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from cost_models.work import Work
+from planner.calibrating.timer import Distance
 from planner.capture import Captured
 from planner.capturing.in_place import in_place_of
+from planner.graph import Graph, Node, Phase
 from planner.lower.recurrent import LSTM_LAYER, lstm_layer
 
 # Whose kernels compute from the values of shapes and numbers alone; operators of others may do anything.
@@ -37,8 +40,8 @@ class RunsAlone(Protocol):
         ...
 
     @property
-    def is_cold(self) -> bool:
-        """Whether what it reads is out of the cache however little it is."""
+    def distance(self) -> Distance:
+        """Where what it reads was made."""
         ...
 
     def ready(self, device: torch.device) -> Callable[[], Any]:
@@ -55,14 +58,14 @@ class Operation:
         work: its demand.
         call: of a trace, with fake tensors in its metadata.
         runs_in_place: it writes over an argument.
-        is_cold: it reads parameters, which other operations have driven out of the cache since the step before.
+        distance: where what it reads was made: parameters in the step before, others in this one.
     """
 
     line: str
     work: Work
     call: fx.Node
     runs_in_place: bool
-    is_cold: bool = False
+    distance: Distance = "near"
 
     def ready(self, device: torch.device) -> Callable[[], Any]:
         """The operation with arguments in the memory of a device, to be called any number of times.
@@ -95,17 +98,37 @@ def operations_of(captured: Iterable[Captured]) -> dict[str, Operation]:
     are left out.
     """
     found: dict[str, Operation] = {}
+    num_runs: Counter[str] = Counter()
+    num_far: Counter[str] = Counter()
     for step in captured:
         for node, calls in zip(step.graph.nodes, step.calls, strict=True):
             for at, (work, call) in enumerate(zip((node.work, *node.then), calls, strict=False)):
-                if call is None or not work.operation or work.operation in found or work.kind == "view":
+                if call is None or not work.operation or work.kind == "view":
+                    continue
+                num_runs[work.operation] += 1
+                num_far[work.operation] += at == 0 and _reads_forward(step.graph, node)
+                if work.operation in found:
                     continue
                 target = str(call.target)
                 if target.partition(".")[0] in _NAMESPACES and not any(word in target for word in _PACKED):
                     found[work.operation] = Operation(
-                        work.operation, work, call, runs_in_place=at > 0, is_cold=_reads_placeholders(call)
+                        work.operation,
+                        work,
+                        call,
+                        runs_in_place=at > 0,
+                        distance="cold" if _reads_placeholders(call) else "near",
                     )
+    for line, operation in found.items():
+        if operation.distance == "near" and 2 * num_far[line] > num_runs[line]:
+            found[line] = replace(operation, distance="far")
     return found
+
+
+def _reads_forward(graph: Graph, node: Node) -> bool:
+    """Whether it is a backward operation that reads what forward has made."""
+    return node.phase is Phase.BACKWARD and any(
+        graph.nodes[graph.values[v].node].phase is Phase.FORWARD for v in node.inputs
+    )
 
 
 def _reads_placeholders(call: fx.Node) -> bool:

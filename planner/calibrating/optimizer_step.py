@@ -12,6 +12,7 @@ from torch import nn
 
 from cost_models.measured import OPTIMIZER
 from cost_models.work import Work
+from planner.calibrating.timer import Distance
 from planner.lower.fakes import fake_mode_of, fake_module
 from planner.lower.trace import TorchDispatchMode, pytree, storage_bytes
 
@@ -37,9 +38,9 @@ class OptimizerStep:
     build: BuildOptimizer
 
     @property
-    def is_cold(self) -> bool:
-        """Gradients and state are out of the cache."""
-        return True
+    def distance(self) -> Distance:
+        """Parameters and state are those of the step before."""
+        return "cold"
 
     def ready(self, device: torch.device) -> Callable[[], Any]:
         """The step on real parameters and gradients.

@@ -13,7 +13,8 @@ from torch import nn
 from planner.calibrating.operations import Operation, operations_of
 from planner.capture import Captured, capture
 from planner.checking.real_step import RealStep, Running
-from planner.pipeline import apply, prepare
+from planner.pipeline import apply
+from planner.prepare import prepare
 from planner.prepared import plan_within
 from planner.solvers.retain_all import RetainAll
 
@@ -59,7 +60,7 @@ class Overhead:
         self.captured: Captured = capture(model, (inputs, None), loss=_of_squares)
         # So few parameters stay in the cache from one step to the next.
         self.operations: Mapping[str, Operation] = {
-            line: dataclasses.replace(operation, is_cold=False)
+            line: dataclasses.replace(operation, distance="near")
             for line, operation in operations_of([self.captured]).items()
         }
         step = RealStep(inputs, None, _of_squares)

@@ -21,7 +21,8 @@ from planner.calibrating.setting import setting_here
 from planner.calibrating.standard import standard_steps
 from planner.calibrating.timer import Timer
 from planner.capture import Captured, capture
-from planner.pipeline import plan, prepare
+from planner.pipeline import plan
+from planner.prepare import prepare
 from planner.pricing import cost_model_of, priced
 from tests.models import BatchNormNet, TinyGPT, token_loss
 
@@ -148,7 +149,7 @@ def test_an_operation_that_does_not_run_alone_is_named_and_priced_by_the_rooflin
 ):
     class Broken:
         line, work = "broken", next(iter(operations_of([captured]).values())).work
-        is_cold = False
+        distance = "near"
 
         def ready(self, device: torch.device) -> Any:
             raise RuntimeError("it reads packed state")
@@ -162,8 +163,8 @@ def test_an_operation_that_does_not_run_alone_is_named_and_priced_by_the_rooflin
 def test_a_timer_says_what_a_run_takes():
     timer = Timer(CPU, threads=1)
     left, right = torch.rand(256, 256), torch.rand(256, 256)
-    small = timer.median_s(lambda: left @ right, moved_bytes=3 << 18)
-    large = timer.median_s(lambda: [left @ right for _ in range(8)], moved_bytes=3 << 18)
+    small = timer.median_s(lambda: lambda: left @ right, moved_bytes=3 << 18)
+    large = timer.median_s(lambda: lambda: [left @ right for _ in range(8)], moved_bytes=3 << 18)
     assert 3.0 < large / small < 25.0
 
 
