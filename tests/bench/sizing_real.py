@@ -4,8 +4,10 @@
     python -m tests.bench.sizing_real --rounds 1 --steps 8 --json
 
 Measures the operations of the quickstart's byte-level GPT with one process and with two at a time, sizes a global
-batch of 32 samples, and trains each candidate with `lowtide train` for some steps, all in turn in every round.
-Samples a second are those of the median step, best of the rounds; Spearman's correlation is over all candidates.
+batch of 32 samples, and trains each candidate with `lowtide train` for some steps: all in every round, each time in
+another order. Samples a second are those of the median step. The speed of a shared machine drifts by a third within
+minutes, so rates are compared within a round: a candidate's rate is the median over the rounds of its share of the
+geometric mean of its round, times the geometric mean of all. Spearman's correlation is over all candidates.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import shutil
 import statistics
 import subprocess
@@ -28,7 +31,7 @@ from cost_models.cluster_file import host_cluster
 from orchestrator.calibrating import calibrate
 from orchestrator.job import JobSpec
 from orchestrator.size_job import size_batches
-from orchestrator.sizing import Sized
+from orchestrator.step_shape import Sized
 from planner.calibrating.request import CalibrationRequest
 from planner.report.text_table import text_table
 from tests.bench.machine import machine
@@ -77,6 +80,16 @@ def samples_per_s(job: JobSpec, sized: Sized, folder: Path, *, steps: int) -> fl
     return statistics.median(rates)
 
 
+def steady(rates: list[list[float]]) -> list[float]:
+    """Rates [candidate][round] without the drift from round to round: one a candidate."""
+    rounds = [statistics.geometric_mean(found) for found in zip(*rates, strict=True)]
+    level = statistics.geometric_mean(rounds)
+    return [
+        level * statistics.median(rate / own for rate, own in zip(found, rounds, strict=True))
+        for found in rates
+    ]
+
+
 def spearman(first: list[float], second: list[float]) -> float:
     """Rank correlation; without ties."""
 
@@ -95,7 +108,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--candidates", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--visits", type=int, default=3)
     parser.add_argument("--budget", default="150MiB", help="of each rank")
@@ -123,29 +136,32 @@ def main() -> None:
         job = JobSpec.load(path)
         sized = candidates(job, chosen.candidates)
         measured: list[list[float]] = [[] for _ in sized]
-        for _ in range(chosen.rounds):
-            for at, candidate in enumerate(sized):
+        for number in range(chosen.rounds):
+            for at in random.Random(number).sample(range(len(sized)), len(sized)):
+                candidate = sized[at]
                 measured[at].append(samples_per_s(job, candidate, folder, steps=chosen.steps))
                 print(candidate.shape, candidate.samples_per_s, measured[at], file=sys.stderr, flush=True)
-    best = [max(rates) for rates in measured]
+    rates = steady(measured)
     predicted = [candidate.samples_per_s for candidate in sized]
     result: dict[str, Any] = {
-        "machine": machine(),
+        "machine": machine("torch", "ray"),
         "global_batch": GLOBAL_BATCH,
         "budget": chosen.budget,
         "rounds": chosen.rounds,
-        "spearman": spearman(predicted, best),
-        "best_predicted_of_best_measured": best[0] / max(best),
+        "spearman": spearman(predicted, rates),
+        "spearman_by_round": [spearman(predicted, list(found)) for found in zip(*measured, strict=True)],
+        "best_predicted_of_best_measured": rates[0] / max(rates),
         "candidates": [
             {
                 **vars(candidate.shape),
                 "predicted_samples_per_s": candidate.samples_per_s,
-                "measured_samples_per_s": rates,
+                "measured_samples_per_s": rate,
+                "measured_by_round": found,
                 "remat_s": candidate.remat_s,
                 "exposed_s": candidate.exposed_s,
                 "is_blockwise": candidate.is_blockwise,
             }
-            for candidate, rates in zip(sized, measured, strict=True)
+            for candidate, rate, found in zip(sized, rates, measured, strict=True)
         ],
     }
     if chosen.out is not None:
@@ -164,12 +180,12 @@ def main() -> None:
             f"{rate:.1f}/s",
             f"{candidate.samples_per_s / rate:.2f}",
         )
-        for candidate, rate in zip(sized, best, strict=True)
+        for candidate, rate in zip(sized, rates, strict=True)
     ]
     print("\n".join(text_table(head, rows)))
     share = result["best_predicted_of_best_measured"]
     print(f"Spearman {result['spearman']:.3f}; the best predicted reaches {share:.1%} of the best measured")
-    print(machine())
+    print(result["machine"])
 
 
 if __name__ == "__main__":

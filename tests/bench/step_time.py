@@ -35,7 +35,8 @@ from planner.calibrating.setting import setting_here
 from planner.capture import capture
 from planner.checking.real_step import RealStep
 from planner.costed import CostedGraph, annotate
-from planner.pipeline import apply, prepare
+from planner.pipeline import apply
+from planner.prepare import prepare
 from planner.prepared import plan_within
 from planner.problem import Problem
 from planner.report.text_table import text_table
@@ -142,7 +143,7 @@ def main() -> None:
             )
         rows.append(row)
     result = {
-        "machine": machine(),
+        "machine": machine("torch", "ray"),
         "rounds": chosen.rounds,
         "overhead_s": calibration.measurements.overhead_s,
         "failed": calibration.failed,
