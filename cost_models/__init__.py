@@ -25,7 +25,7 @@ from cost_models.collectives import (
     tree_broadcast_s,
 )
 from cost_models.efficiency import DEFAULT_EFFICIENCY, Efficiency
-from cost_models.energy import EnergyModel, energy_j, power_utilization, step_energy_j
+from cost_models.energy import energy_j, power_utilization, step_energy_j, work_energy_j
 from cost_models.hardware import (
     HardwareSpec,
     LinkSpec,
@@ -54,7 +54,6 @@ __all__ = [
     "Collective",
     "CostModel",
     "Efficiency",
-    "EnergyModel",
     "HardwareSpec",
     "LinkSpec",
     "Rate",
@@ -91,4 +90,5 @@ __all__ = [
     "two_level_all_gather_s",
     "two_level_all_reduce_s",
     "two_level_reduce_scatter_s",
+    "work_energy_j",
 ]

@@ -2,11 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from cost_models.device import HardwareSpec
-from cost_models.roofline import CostModel, Roofline, RooflineEstimate
+from cost_models.roofline import Roofline, RooflineEstimate
 from cost_models.work import Work
 
 # Power of memory at full bandwidth beside that of arithmetic at full rate, both above the power at rest.
@@ -101,39 +100,19 @@ def step_energy_j(
     return world_size * (compute_j + energy_j(exposed_s, hardware=hardware, utilization=0.0))
 
 
-@dataclass(frozen=True)
-class EnergyModel:
-    """A cost model whose price is energy, in the place of any other.
-
-    A planner adds up and compares what `time_s` returns. Here these are seconds at full board power that take
-    the same energy, `energy_j / power_watts`: proportional to joules, and never more than the real time.
-    So the plan of least such time is the plan of least energy; its real duration is priced by `cost_model`.
+def work_energy_j(work: Work, *, time_s: float, hardware: HardwareSpec) -> float:
+    """Energy of a piece of work on one device: its time at the power of its utilization.
 
     Args:
-        cost_model: what says how long work really takes.
+        work: what is done.
+        time_s: seconds that it takes, by whatever cost model.
         hardware: the device.
+
+    Returns:
+        Joules.
+
+    Raises:
+        ValueError: a time below 0 or not finite.
     """
-
-    cost_model: CostModel
-    hardware: HardwareSpec
-
-    @property
-    def name(self) -> str:
-        """The name of this model in a plan's provenance: that of the times, and "energy"."""
-        return f"{self.cost_model.name}-energy"
-
-    def energy_j(self, work: Work) -> float:
-        """Joules of the work: its real time at the power of its utilization."""
-        time_s = self.cost_model.time_s(work)
-        busy = power_utilization(
-            Roofline(self.hardware).estimate(work), time_s=time_s, hardware=self.hardware
-        )
-        return energy_j(time_s, hardware=self.hardware, utilization=busy)
-
-    def time_s(self, work: Work) -> float:
-        """Seconds at board power that take as much energy as the work: energy_j / power_watts."""
-        return self.energy_j(work) / self.hardware.power_watts
-
-    def joules(self, time_s: float) -> float:
-        """Joules of a sum of what `time_s` returned, such as the time of a whole plan."""
-        return time_s * self.hardware.power_watts
+    busy = power_utilization(Roofline(hardware).estimate(work), time_s=time_s, hardware=hardware)
+    return energy_j(time_s, hardware=hardware, utilization=busy)

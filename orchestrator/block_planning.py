@@ -8,13 +8,14 @@ from cost_models.hardware import HOST, load_hardware
 from cost_models.units import format_bytes
 from orchestrator.job import JobSpec
 from orchestrator.size_job import sized_step
-from orchestrator.sizing import Shape, Sizing
+from orchestrator.sizing import Sizing
+from orchestrator.step_shape import Shape
 from planner.blockwise.pieces import Block, pieces_of
 from planner.blockwise.plans import BlockwisePlan, plan_of_option
 from planner.blockwise.profile import Chosen, Profile
 from planner.errors import CaptureError, InfeasibleError
 from planner.measure import threads
-from planner.pipeline import step_of
+from planner.prepare import step_of
 from planner.problem import Budget
 from planner.step import StepModule
 
@@ -35,13 +36,14 @@ def plan_job_blocks(job: JobSpec) -> BlockwisePlan:
     train = job.train
     shape = Shape(train.workers, train.sharding, job.micro_batch, train.accumulation)
     with threads(train.threads_per_worker):
-        step = sized_step(job, _one_node(job))
+        node = _one_node(job)
+        step = sized_step(job, node)
         if step.profiles is None:
             raise CaptureError(
                 "the model has no blocks that repeat, each called once with tensors, so it cannot be planned block "
                 "by block; set train.planning to whole"
             )
-        sizing = Sizing(step, _one_node(job), budget_bytes=None)
+        sizing = Sizing(step, node, budget_bytes=None)
         profile, (static, after) = sizing.profile(shape), sizing.held_bytes(shape)
         fastest = profile.fastest
         everything = max(static + fastest.peak_bytes, after)

@@ -27,7 +27,7 @@ from planner.cli.answer import Answer
 from planner.inputs.workload import Workload
 from planner.inputs.yaml_reader import read_yaml
 from planner.measure import threads as with_threads
-from planner.pipeline import step_of
+from planner.prepare import step_of
 from planner.pricing import hardware_of
 from planner.report.calibration import calibration_figure, calibration_lines, calibration_object
 from planner.tradeoff.rebatched import batch_size_of, with_batch_size

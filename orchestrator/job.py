@@ -18,7 +18,7 @@ from planner.tradeoff.rebatched import with_batch_size
 if TYPE_CHECKING:
     from torch import nn
 
-    from orchestrator.sizing import Shape
+    from orchestrator.step_shape import Shape
 
 Count = Annotated[int, Field(strict=True, ge=1)]
 CountOrZero = Annotated[int, Field(strict=True, ge=0)]

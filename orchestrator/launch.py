@@ -101,7 +101,7 @@ def _plan(job: JobSpec, earlier: RunFolder | None, display: Display) -> Plan | B
     if job.budget == "none":
         return None
     blockwise = is_planned_blockwise(job)
-    if earlier is not None and earlier.began_with(budget=job.budget, hardware=job.hardware):
+    if earlier is not None and earlier.was_planned_as(job):
         return BlockwisePlan.load(earlier.plan) if blockwise else Plan.load(earlier.plan)
     display.say(f"planning for {job.hardware}, at most {job.solver.time_limit} of solving")
     return plan_job_blocks(job) if blockwise else plan_job(job)

@@ -13,7 +13,8 @@ from planner.checking.from_file import Checked, checked_workload
 from planner.inputs.workload import Workload
 from planner.lower.fakes import building_without_memory
 from planner.measure import threads
-from planner.pipeline import plan_prepared, prepare_workload
+from planner.pipeline import plan_prepared
+from planner.prepare import prepare_workload
 from planner.prepared import Prepared
 
 

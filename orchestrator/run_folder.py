@@ -19,6 +19,10 @@ _PACKAGES = ("lowtide", "torch", "numpy", "ray", "pulp", "highspy")
 # What a run may not change when it is continued: another value would continue another experiment.
 _FIXED = ("model", "batch", "loss", "optimizer")
 _FIXED_TRAIN = ("data", "seed", "shuffle", "workers", "accumulation", "steps", "schedule", "clip_norm")
+_FIXED_TRAIN += ("batch_norm", "average")
+# What it may change, and is then planned anew for.
+_PLANNED = ("budget", "hardware", "measurements", "executor", "solver")
+_PLANNED_TRAIN = ("sharding", "planning", "device", "threads_per_worker")
 
 
 class RunFolder:
@@ -93,11 +97,13 @@ class RunFolder:
             )
         return cls(path, before=before)
 
-    def began_with(self, *, budget: str, hardware: str) -> bool:
-        """Whether this continues a run that was planned for the same budget and hardware."""
-        return self._before is not None and (budget, hardware) == (
-            self._before["budget"],
-            self._before["hardware"],
+    def was_planned_as(self, job: JobSpec) -> bool:
+        """Whether this continues a run whose plan is the one that the job asks for."""
+        if self._before is None:
+            return False
+        now, before, train = job.to_data(), self._before, self._before["train"]
+        return all(before.get(key) == now[key] for key in _PLANNED) and all(
+            train.get(key) == now["train"][key] for key in _PLANNED_TRAIN
         )
 
     def write_record(self, job: JobSpec, overrides: Mapping[str, Any], **more: Any) -> None:

@@ -12,9 +12,10 @@ from torch import nn
 from cost_models.cluster import ClusterSpec
 from cost_models.hardware import HOST
 from cost_models.measured import Measured
-from cost_models.roofline import CostModel
+from cost_models.roofline import Roofline
 from orchestrator.job import JobSpec
-from orchestrator.sizing import Objective, Shape, Sized, SizedStep, Sizing, shapes_of
+from orchestrator.sizing import SizedStep, Sizing
+from orchestrator.step_shape import Shape, Sized, shapes_of
 from orchestrator.techniques.normalization import batch_norm_of
 from orchestrator.worker import make_optimizer
 from planner.blocks import block_names
@@ -22,11 +23,11 @@ from planner.blockwise.prepare import Profiles
 from planner.calibrating.optimizer_step import optimizer_step
 from planner.errors import CaptureError
 from planner.measure import threads
-from planner.pipeline import prepare_workload, step_of
 from planner.plan_file import Plan
+from planner.prepare import prepare_workload, step_of
 from planner.prepared import Prepared
 from planner.pricing import cost_model_of
-from planner.problem import Budget, BudgetKind
+from planner.problem import Budget, BudgetKind, Objective
 from planner.tradeoff.rebatched import batch_size_of, with_batch_size
 
 # Larger steps are planned block by block: the whole of them takes longer to capture than a table may take.
@@ -68,7 +69,7 @@ def size_batches(
     with threads(job.train.threads_per_worker):
         tell("capturing the step")
         cluster = with_measured_link(job, cluster)
-        sizing = Sizing(sized_step(job, cluster), cluster, budget_bytes=_bytes(job.budget))
+        sizing = Sizing(sized_step(job, cluster, objective), cluster, budget_bytes=_bytes(job.budget))
         shapes = [shape for batch in global_batches for shape in shapes_of(batch, cluster)]
         found = []
         for at, shape in enumerate(shapes):
@@ -96,7 +97,7 @@ def _bytes(budget: str) -> int | None:
     return parsed.resolve_bytes(retained_all_peak_bytes=0, resident_bytes=0)
 
 
-def sized_step(job: JobSpec, cluster: ClusterSpec) -> SizedStep:
+def sized_step(job: JobSpec, cluster: ClusterSpec, objective: Objective = "time") -> SizedStep:
     """What sizing must know of a job's step.
 
     Raises:
@@ -108,7 +109,7 @@ def sized_step(job: JobSpec, cluster: ClusterSpec) -> SizedStep:
     build = functools.partial(make_optimizer, job)
 
     @functools.cache
-    def cost_model(processes: int) -> CostModel:
+    def cost_model(processes: int) -> Roofline | Measured:
         is_here = cluster.device.name == HOST
         return cost_model_of(
             cluster.device.name,
@@ -160,4 +161,5 @@ def sized_step(job: JobSpec, cluster: ClusterSpec) -> SizedStep:
         batch_norm="" if job.train.batch_norm == "local" else batch_norm_of(model),
         overlaps=not is_cpu,
         solver_limit_s=min(5.0, job.solver.time_limit_s),
+        objective=objective,
     )

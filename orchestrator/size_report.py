@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cost_models.cluster import ClusterSpec
 from cost_models.units import format_bytes, format_seconds
-from orchestrator.sizing import Sized
+from orchestrator.step_shape import Sized
 from planner.report.text_table import text_table
 
 if TYPE_CHECKING:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import nn
 
 from cost_models.cluster import ClusterSpec
-from cost_models.energy import energy_j, step_energy_j
+from cost_models.energy import step_energy_j, work_energy_j
 from cost_models.measured import Measured
 from cost_models.roofline import CostModel
 from cost_models.units import format_bytes
 from cost_models.work import Work
+from orchestrator.step_shape import Shape, Sized
 from orchestrator.step_timeline import BlockTimes, Communication, Timeline, timeline
 from planner.blocks import Unit, units
 from planner.blockwise.prepare import Profiles
@@ -25,73 +25,10 @@ from planner.capturing.rank_memory import RankMemory, Sharding, rank_memory, sha
 from planner.errors import InfeasibleError
 from planner.plan_file import Plan
 from planner.prepared import Prepared, plan_within
+from planner.problem import Objective
 
-SHARDINGS: tuple[Sharding, ...] = ("ddp", "fsdp", "fsdp_keep")
-Objective = Literal["time", "energy"]
 # What the allocator, the driver and the communication library hold of a device, beside tensors.
 RESERVED_SHARE = 0.06
-
-
-@dataclass(frozen=True)
-class Shape:
-    """How one optimizer step is divided.
-
-    Attributes:
-        workers: ranks.
-        sharding: how they share the model.
-        micro_batch: samples of one forward of one rank.
-        accumulation: forwards of one rank in one step.
-    """
-
-    workers: int
-    sharding: Sharding
-    micro_batch: int
-    accumulation: int
-
-    @property
-    def global_batch(self) -> int:
-        """Samples of one optimizer step."""
-        return self.workers * self.micro_batch * self.accumulation
-
-
-@dataclass(frozen=True)
-class Sized:
-    """A shape with its plan and its price.
-
-    Attributes:
-        shape: how the step is divided.
-        peak_bytes: predicted of one rank; where it does not fit, the least that any plan found for it needs.
-        step_s: seconds of one optimizer step; 0.0 where it does not fit.
-        compute_s: of forward and backward with everything retained.
-        remat_s: that rematerialization adds.
-        exposed_s: of communication that no computation hides.
-        optimizer_s: of the optimizer.
-        energy_j: of the devices of all ranks.
-        is_blockwise: planned block by block.
-        refused: why it cannot be run, "" where it can.
-    """
-
-    shape: Shape
-    peak_bytes: int
-    step_s: float = 0.0
-    compute_s: float = 0.0
-    remat_s: float = 0.0
-    exposed_s: float = 0.0
-    optimizer_s: float = 0.0
-    energy_j: float = 0.0
-    is_blockwise: bool = False
-    refused: str = ""
-
-    @property
-    def samples_per_s(self) -> float:
-        """Samples a second over all ranks; 0.0 where it does not fit."""
-        return self.shape.global_batch / self.step_s if self.step_s else 0.0
-
-    def score(self, objective: Objective) -> float:
-        """Seconds or joules of a sample, the less the better."""
-        if self.refused:
-            return float("inf")
-        return (self.energy_j if objective == "energy" else self.step_s) / self.shape.global_batch
 
 
 @dataclass(frozen=True)
@@ -109,6 +46,7 @@ class SizedStep:
         batch_norm: name of a layer that normalizes over the micro-batch of one rank, "" where there is none.
         overlaps: messages travel while the device computes.
         solver_limit_s: of each search for a plan of a whole step.
+        objective: what such a plan has least of; plans of blocks are searched for time.
     """
 
     model: nn.Module
@@ -121,28 +59,11 @@ class SizedStep:
     batch_norm: str
     overlaps: bool
     solver_limit_s: float
+    objective: Objective
 
 
 # The fewest samples that batch statistics are good for.
 LEAST_BATCH_NORM = 32
-
-
-def shapes_of(global_batch: int, cluster: ClusterSpec) -> Iterator[Shape]:
-    """Every way to divide a step: workers by powers of two and whole nodes, micro-batches by divisors.
-
-    Args:
-        global_batch: samples of one optimizer step.
-        cluster: that it runs on.
-    """
-    counts = {1 << power for power in range(cluster.world_size.bit_length())}
-    counts |= {nodes * cluster.devices_per_node for nodes in range(1, cluster.num_nodes + 1)}
-    for workers in sorted(count for count in counts if count <= cluster.world_size):
-        if global_batch % workers:
-            continue
-        share = global_batch // workers
-        for micro_batch in (size for size in range(1, share + 1) if share % size == 0):
-            for sharding in SHARDINGS if workers > 1 else SHARDINGS[:1]:
-                yield Shape(workers, sharding, micro_batch, share // micro_batch)
 
 
 class Sizing:
@@ -197,6 +118,7 @@ class Sizing:
                 gap=0.005,
                 solver="auto",
                 free_order=False,
+                minimize=self._step.objective,
             )
         except InfeasibleError as error:
             return self._too_large(shape, error.smallest_feasible_bytes or 0)
@@ -210,6 +132,7 @@ class Sizing:
             compute_s=shape.accumulation * compute_s,
             remat_s=shape.accumulation * (forward_backward_s - compute_s),
             exposed_s=exposed_s,
+            passes_j=shape.accumulation * (plan.energy_j or 0.0),
             is_blockwise=False,
         )
 
@@ -223,7 +146,7 @@ class Sizing:
         chosen = profile.within(self.budget_bytes - static)
         if chosen is None or after > self.budget_bytes:
             return self._too_large(shape, max(static + profile.smallest_bytes, after))
-        times = self._times(profile, chosen)
+        times = self._times(profile, chosen, self._all_profiles(shape).order)
         last = timeline(times, Communication(self._cluster, shape.workers), shape.sharding, is_last=True)
         early = timeline(times, Communication(self._cluster, shape.workers), shape.sharding, is_last=False)
         passes = [early] * (shape.accumulation - 1) + [last]
@@ -239,6 +162,7 @@ class Sizing:
             compute_s=shape.accumulation * compute_s,
             remat_s=shape.accumulation * (chosen.time_s - compute_s),
             exposed_s=sum(t.exposed_s for t in passes) + sum(copies_s),
+            passes_j=shape.accumulation * chosen.energy_j,
             is_blockwise=True,
         )
 
@@ -264,9 +188,8 @@ class Sizing:
         own = model.measurements.block_overheads_s if isinstance(model, Measured) else {}
         return model.time_s(copied) + len(self._units) * own.get(shape.sharding, 0.0)
 
-    def _times(self, profile: Profile, chosen: Chosen) -> BlockTimes:
-        """What the timeline of a micro-batch needs."""
-        order = self._all_profiles_order
+    def _times(self, profile: Profile, chosen: Chosen, order: Sequence[str]) -> BlockTimes:
+        """What the timeline of a micro-batch needs; `order` names the blocks as they run."""
         sizes = {
             unit.name: sum(p.numel() * p.element_size() for p in unit.parameters) for unit in self._units
         }
@@ -291,14 +214,20 @@ class Sizing:
         compute_s: float,
         remat_s: float,
         exposed_s: float,
+        passes_j: float,
         is_blockwise: bool,
     ) -> Sized:
         # Every micro-batch after the first is added to the gradients there are.
-        compute_s += (shape.accumulation - 1) * self._accumulate_s(shape)
+        added, num_added = self._accumulation(), shape.accumulation - 1
+        added_s = num_added * self._step.cost_model(self._per_node(shape)).time_s(added)
+        compute_s += added_s
         optimizer_s = self._optimizer_s(shape)
         step_s = compute_s + remat_s + exposed_s + optimizer_s
-        # Matrix units and memory are busy while a rank computes: board power.
-        busy_j = energy_j(compute_s + remat_s + optimizer_s, hardware=self._cluster.device, utilization=1.0)
+        device = self._cluster.device
+        busy_j = passes_j + num_added * work_energy_j(
+            added, time_s=added_s / max(1, num_added), hardware=device
+        )
+        busy_j += work_energy_j(self._optimizer_share(shape), time_s=optimizer_s, hardware=device)
         return Sized(
             shape=shape,
             peak_bytes=peak_bytes,
@@ -307,34 +236,37 @@ class Sizing:
             remat_s=remat_s,
             exposed_s=exposed_s,
             optimizer_s=optimizer_s,
-            energy_j=step_energy_j(
-                busy_j, hardware=self._cluster.device, exposed_s=exposed_s, world_size=shape.workers
-            ),
+            energy_j=step_energy_j(busy_j, hardware=device, exposed_s=exposed_s, world_size=shape.workers),
             is_blockwise=is_blockwise,
         )
 
-    def _accumulate_s(self, shape: Shape) -> float:
+    def _accumulation(self) -> Work:
+        """Adding a micro-batch's gradients to those there are."""
         gradient_bytes = sum(
             p.numel() * p.element_size() for p in self._step.model.parameters() if p.requires_grad
         )
-        work = Work(gradient_bytes / 4, 2 * gradient_bytes, gradient_bytes, "float32", "elementwise")
-        return self._step.cost_model(self._per_node(shape)).time_s(work)
+        return Work(gradient_bytes / 4, 2 * gradient_bytes, gradient_bytes, "float32", "elementwise")
 
     def _optimizer_s(self, shape: Shape) -> float:
         work = self._step.optimizer_work
         model = self._step.cost_model(self._per_node(shape))
         if shape.sharding == "ddp":
             return model.time_s(work)
-        share = replace(
-            work,
-            flop=work.flop / shape.workers,
-            read_bytes=work.read_bytes // shape.workers,
-            written_bytes=work.written_bytes // shape.workers,
-        )
+        share = self._optimizer_share(shape)
         # The time of a share is that of the whole by its bytes, where only the whole was measured.
         alone = model.time_s(replace(work, operation=""))
         scale = model.time_s(work) / alone if alone else 1.0
         return scale * model.time_s(replace(share, operation=""))
+
+    def _optimizer_share(self, shape: Shape) -> Work:
+        """What the optimizer of one rank does."""
+        work, parts = self._step.optimizer_work, 1 if shape.sharding == "ddp" else shape.workers
+        return replace(
+            work,
+            flop=work.flop / parts,
+            read_bytes=work.read_bytes // parts,
+            written_bytes=work.written_bytes // parts,
+        )
 
     def _too_large(self, shape: Shape, need_bytes: int) -> Sized:
         need = f"needs at least {format_bytes(need_bytes)}" if need_bytes else "does not fit"
@@ -350,11 +282,6 @@ class Sizing:
     def _all_profiles(self, shape: Shape) -> Profiles:
         assert self._step.profiles is not None
         return self._step.profiles(self._per_node(shape))
-
-    @functools.cached_property
-    def _all_profiles_order(self) -> tuple[str, ...]:
-        assert self._step.profiles is not None
-        return self._step.profiles(1).order
 
     def _rank_memory(self, shape: Shape) -> RankMemory:
         workers = 2 if shape.sharding == "ddp" and shape.workers > 1 else shape.workers

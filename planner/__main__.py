@@ -41,7 +41,7 @@ def quiet_libraries() -> None:
 
 
 def _preparing() -> PrepareWorkload:
-    from planner.pipeline import prepare_workload  # torch takes seconds; a wrong job file is answered before
+    from planner.prepare import prepare_workload  # torch takes seconds; a wrong job file is answered before
 
     return prepare_workload
 

@@ -17,8 +17,9 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from planner.capturing.in_place import with_overwrites
+from planner.capturing.joint_reader import read_joint
 from planner.capturing.kernels import in_kernels
-from planner.capturing.reading import Calls, OutputRole, Reading, read_joint
+from planner.capturing.reading import Calls, OutputRole, Reading
 from planner.capturing.stitch import stitch
 from planner.errors import CaptureError
 from planner.graph import Graph

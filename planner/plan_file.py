@@ -89,6 +89,7 @@ class Plan(_Frozen):
         retained_all_peak_bytes: peak with everything retained.
         static_bytes: there from the first to the last operation.
         step_s: seconds of the step with everything retained, by the cost model.
+        energy_j: joules of the planned step on one device; None where none were counted.
         extra_time_fraction: rematerialization over `step_s`.
         peak_owner: operation that runs when the schedule peaks.
         instructions: k >= 0 computes node k, -(v + 1) frees value v.
@@ -116,6 +117,7 @@ class Plan(_Frozen):
     retained_all_peak_bytes: int
     static_bytes: int
     step_s: float
+    energy_j: float | None = None
     extra_time_fraction: float
     peak_owner: str
     instructions: tuple[int, ...]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from planner.errors import InfeasibleError
-from planner.problem import Budget, Problem
+from planner.problem import Budget, Objective, Problem
 from planner.simulate import Trace, simulate
 from planner.solution import Solution
 from planner.solvers.retain_all import retain_all_schedule
@@ -80,7 +80,14 @@ class Prepared(Generic[Answered]):
 
 
 def plan_within(
-    prepared: Prepared[T], *, budget: str, time_limit_s: float, gap: float, solver: str, free_order: bool
+    prepared: Prepared[T],
+    *,
+    budget: str,
+    time_limit_s: float,
+    gap: float,
+    solver: str,
+    free_order: bool,
+    minimize: Objective = "time",
 ) -> T:
     """The plan of a step within a budget.
 
@@ -91,6 +98,7 @@ def plan_within(
         gap: share of the step's time that may stay unproven.
         solver: name of the algorithm.
         free_order: it may change the order of the nodes.
+        minimize: seconds, or joules at the powers of the device that priced the step.
 
     Returns:
         A plan whose replayed peak is within the budget.
@@ -98,12 +106,15 @@ def plan_within(
     Raises:
         InfeasibleError: none was found; carries the smallest budget that works.
         SolverError: the solver itself failed.
-        ValueError: malformed budget, unknown solver.
+        ValueError: malformed budget, unknown solver, or energy where none is known.
     """
     chosen_solver(solver, time_limit_s=time_limit_s, free_order=free_order)
     problem = prepared.budgeted(budget)
+    asked = problem
+    if minimize == "energy":
+        asked = dataclasses.replace(problem, costed=problem.costed.by_energy)
     try:
-        solution = solve(problem, time_limit_s=time_limit_s, gap=gap, solver=solver, free_order=free_order)
+        solution = solve(asked, time_limit_s=time_limit_s, gap=gap, solver=solver, free_order=free_order)
     except InfeasibleError as error:
         error.facts |= {"solver": solver, **prepared.facts()}
         if error.smallest is not None:

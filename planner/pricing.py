@@ -10,9 +10,9 @@ import torch
 from cost_models.hardware import HOST, HardwareSpec, load_hardware
 from cost_models.measured import Measured
 from cost_models.measurements import find_measurements, read_measurements
-from cost_models.roofline import Roofline
+from cost_models.roofline import CostModel, Roofline
 from planner.calibrating.setting import setting_here
-from planner.costed import CostedGraph, CostModel, annotate
+from planner.costed import CostedGraph, annotate
 from planner.graph import Graph
 
 
@@ -31,7 +31,7 @@ def hardware_of(name: str) -> HardwareSpec:
 
 def cost_model_of(
     hardware: str, *, measurements: Path | None = None, device: str = "cpu", processes: int = 1
-) -> CostModel:
+) -> Roofline | Measured:
     """The model that prices operations on a device.
 
     Args:
@@ -69,8 +69,9 @@ def cost_model_of(
 
 
 def priced(graph: Graph, cost_model: CostModel) -> CostedGraph:
-    """The graph with seconds; its `cost_model` says what share of them is measured, where any is."""
-    costed = annotate(graph, cost_model)
+    """The graph with seconds, and joules where a device priced it; `cost_model` says what share is measured."""
+    hardware = cost_model.hardware if isinstance(cost_model, Roofline | Measured) else None
+    costed = annotate(graph, cost_model, hardware=hardware)
     if not isinstance(cost_model, Measured):
         return costed
     share = cost_model.measured_share(work for node in graph.nodes for work in (node.work, *node.then))

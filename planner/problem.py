@@ -6,10 +6,13 @@ import re
 from dataclasses import dataclass, fields
 from enum import Enum
 from fractions import Fraction
+from typing import Literal
 
 from cost_models.units import format_bytes, parse_bytes
 from planner.costed import CostedGraph
 
+# What a plan has least of.
+Objective = Literal["time", "energy"]
 _MAX_BYTES = 2**63
 _MAX_SHARE = 1_000_000
 

@@ -30,6 +30,7 @@ class Option:
         backward_bytes: the most during its backward, saved bytes included, beside inputs and outputs.
         forward_s: seconds of its forward.
         backward_s: of its backward, rematerialization included.
+        energy_j: joules of both on one device; 0.0 where none are known.
     """
 
     schedule: Schedule
@@ -38,6 +39,7 @@ class Option:
     backward_bytes: int
     forward_s: float
     backward_s: float
+    energy_j: float = 0.0
 
     @property
     def time_s(self) -> float:
@@ -46,16 +48,22 @@ class Option:
 
 
 def alone(problem: Problem) -> Problem:
-    """A block's step without what belongs to the whole: no static memory, no time for what stands for the rest."""
+    """A block's step without what belongs to the whole: no static memory, no price for what stands for the rest."""
     costed = problem.costed
     in_rest = [node.phase is Phase.LOSS for node in costed.graph.nodes]
-    times = tuple(0.0 if rest else t for rest, t in zip(in_rest, costed.time_s, strict=True))
-    return Problem(CostedGraph(costed.graph, times, costed.cost_model), 0, StaticMemory())
+
+    def own(prices: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(0.0 if rest else price for rest, price in zip(in_rest, prices, strict=True))
+
+    energy_j = own(costed.energy_j) if costed.energy_j else ()
+    return Problem(
+        CostedGraph(costed.graph, own(costed.time_s), costed.cost_model, energy_j), 0, StaticMemory()
+    )
 
 
 def option_of(problem: Problem, schedule: Schedule) -> Option:
     """What a schedule of a block takes; `problem` as `alone` gives it."""
-    graph, times = problem.costed.graph, problem.costed.time_s
+    graph, times, energies = problem.costed.graph, problem.costed.time_s, problem.costed.energy_j
     trace = simulate(problem, schedule)
     order = schedule.node_order
     border = max(at for at, node in enumerate(order) if graph.nodes[node].phase is Phase.LOSS)
@@ -70,6 +78,7 @@ def option_of(problem: Problem, schedule: Schedule) -> Option:
         backward_bytes=max(0, max(trace.timeline_bytes[border + 1 :], default=0) - held),
         forward_s=sum(times[node] for node in forward),
         backward_s=sum(times[node] for node in backward),
+        energy_j=sum(energies[node] for node in order) if energies else 0.0,
     )
 
 

@@ -14,8 +14,8 @@ from planner.block_plan import half_square
 from planner.blockwise.options import Option
 from planner.blockwise.pieces import Block
 from planner.errors import PlanMismatchError
-from planner.pipeline import prepare
 from planner.plan_file import Plan
+from planner.prepare import prepare
 from planner.simulate import simulate
 from planner.solution import Solution, Status
 from planner.whole_file import write_whole

@@ -8,15 +8,16 @@ from typing import Any
 
 from torch import nn
 
+from cost_models.roofline import CostModel
 from planner.block_plan import half_square
 from planner.blockwise.options import alone, option_of, options_of, pareto
 from planner.blockwise.pieces import pieces_of
 from planner.blockwise.profile import Profile, rest_of
 from planner.capture import Captured, capture
 from planner.capturing.workspace import with_workspaces
-from planner.costed import CostModel, annotate
 from planner.errors import CaptureError
 from planner.graph import Graph
+from planner.pricing import priced
 from planner.problem import Problem, StaticMemory
 from planner.step import StepModule
 from planner.tradeoff.rebatched import scaling
@@ -84,9 +85,9 @@ class Profiles:
         """The step at a size; blocks have the schedules of one size, with the seconds and bytes of this one."""
         if self._each_size:
             captured = _captured(*self._make(micro_batch), blocks=self._names, workspaces=self._workspaces)
-            rest = annotate(captured.rest, self._cost_model)
+            rest = priced(captured.rest, self._cost_model)
             blocks = [
-                Problem(annotate(graph, self._cost_model), 0, StaticMemory()) for graph in captured.blocks
+                Problem(priced(graph, self._cost_model), 0, StaticMemory()) for graph in captured.blocks
             ]
         else:
             rest = self._rest(micro_batch).costed
@@ -136,7 +137,7 @@ def _graph(captured: Captured, workspaces: bool) -> Graph:
 def _scaled(
     first: Graph, second: Graph, sizes: tuple[int, int], cost_model: CostModel
 ) -> Callable[[int], Problem]:
-    one, two = (Problem(annotate(graph, cost_model), 0, StaticMemory()) for graph in (first, second))
+    one, two = (Problem(priced(graph, cost_model), 0, StaticMemory()) for graph in (first, second))
     at = scaling(one, two, sizes=sizes, cost_model=cost_model)
     if at is None:
         raise CaptureError("the step has other operations with another batch; plan the whole step in one")

@@ -24,11 +24,13 @@ class Rest:
         peak_bytes: the most in each stretch, blocks not counted.
         place_bytes: what lies there while each block runs: L of forward, then L of backward in the order in which
             they run; its input, output and their gradients included.
+        energy_j: joules of all stretches on one device; 0.0 where none are known.
     """
 
     time_s: tuple[float, ...]
     peak_bytes: tuple[int, ...]
     place_bytes: tuple[int, ...]
+    energy_j: float = 0.0
 
     @property
     def num_blocks(self) -> int:
@@ -63,13 +65,16 @@ def rest_of(costed: CostedGraph, order: Sequence[str]) -> Rest:
     visits = [ats for ats in (*forward, *backward) if ats]
     times_s: list[float] = []
     peaks: list[int] = []
+    energy_j = 0.0
     begin = 0
     for ats in (*visits, [len(graph.nodes)]):
         end = ats[0]
         times_s.append(sum(costed.time_s[begin:end]))
+        energy_j += sum(costed.energy_j[begin:end])
         peaks.append(max(live[begin:end], default=0))
         begin = max(ats) + 1
-    return Rest(tuple(times_s), tuple(peaks), tuple(max(live[at] for at in ats) for ats in visits))
+    places_bytes = tuple(max(live[at] for at in ats) for ats in visits)
+    return Rest(tuple(times_s), tuple(peaks), places_bytes, energy_j)
 
 
 @dataclass(frozen=True)
@@ -80,11 +85,13 @@ class Chosen:
         options: number of the option of each block, in the order in which they run.
         peak_bytes: the most that the step makes, without what belongs to the rank.
         time_s: seconds of forward and backward.
+        energy_j: joules of both on one device; 0.0 where none are known.
     """
 
     options: tuple[int, ...]
     peak_bytes: int
     time_s: float
+    energy_j: float
 
 
 @dataclass(frozen=True)
@@ -109,7 +116,10 @@ class Profile:
         """What the step takes with these options."""
         options = [self.option(block, number) for block, number in enumerate(numbers)]
         return Chosen(
-            tuple(numbers), self._peak_bytes(options), sum(o.time_s for o in options) + sum(self.rest.time_s)
+            tuple(numbers),
+            self._peak_bytes(options),
+            sum(option.time_s for option in options) + sum(self.rest.time_s),
+            sum(option.energy_j for option in options) + self.rest.energy_j,
         )
 
     def _peak_bytes(self, options: Sequence[Option]) -> int:

@@ -10,8 +10,8 @@ from torch import nn
 
 from planner.checking.real_step import RealStep
 from planner.inputs.workload import Workload
-from planner.pipeline import prepare_workload
 from planner.plan_file import Plan
+from planner.prepare import prepare_workload
 from planner.prepared import Prepared
 from planner.step import StepModule
 

@@ -90,6 +90,7 @@ def answer(
             gap=spec.gap_share,
             solver=spec.name,
             free_order=spec.free_order,
+            minimize=spec.minimize,
         )
     except InfeasibleError as error:
         return Answer(1, infeasible_object(error), complaint=str(error))
@@ -103,7 +104,10 @@ def answer(
             f"the solver needs {library}, which cannot be loaded: {' '.join(str(error).split())}. Install it again."
         )
     _keep(request, plan)
-    return Answer(0, plan_object(plan), plan_lines(plan))
+    lines = plan_lines(plan)
+    if spec.minimize == "energy" and isinstance(plan, Plan):
+        lines.append(f"energy               {plan.energy_j:.3g} J on one device, by its power")
+    return Answer(0, plan_object(plan), lines)
 
 
 def _keep(request: PlanRequest, plan: Plan | BarePlan) -> None:

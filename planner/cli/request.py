@@ -58,6 +58,7 @@ ExtraTime = Annotated[
     str | None, typer.Option("--extra-time", help="With --max-batch: '10%', or 'forward' for one forward.")
 ]
 FreeOrder = Annotated[bool, typer.Option("--free-order", help="The order of the operations may change.")]
+Minimize = Annotated[str | None, typer.Option("--minimize", help="time, or energy at the device's power.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, for machines.")]
 
 _PICTURES = (".png", ".pdf", ".svg")
@@ -78,6 +79,7 @@ class PlanRequest:
         gap: replaces the job's.
         solver: replaces the job's.
         free_order: the order of the operations may change.
+        minimize: "time" or "energy"; replaces the job's.
         executor: replaces the job's.
         sweep: find the Pareto front.
         smallest: find the smallest budget.
@@ -95,6 +97,7 @@ class PlanRequest:
     gap: str | None = None
     solver: str | None = None
     free_order: bool = False
+    minimize: str | None = None
     executor: str | None = None
     sweep: bool = False
     smallest: bool = False
@@ -139,6 +142,11 @@ class PlanRequest:
             raise ValueError(f"{' and '.join(asked)} are different questions. Ask one at a time.")
         if (self.sweep or self.smallest) and self.budget is not None:
             raise ValueError(f"{asked[0]} finds budgets itself. Leave out --budget.")
+        if self.minimize not in (None, "time", "energy"):
+            raise ValueError(f"--minimize must be one of time, energy, got {self.minimize!r}.")
+        if self.minimize == "energy" and (asked or self.graph is not None):
+            what = asked[0] if asked else "--graph"
+            raise ValueError(f"--minimize energy is for the plan of a JOB; {what} knows costs in time alone.")
         if self.max_batch and self.graph is not None:
             raise ValueError("--max-batch needs a JOB: a graph does not say how it grows with the batch.")
         if self.extra_time is not None and not self.max_batch:
@@ -153,6 +161,7 @@ class PlanRequest:
             "gap": self.gap,
             "name": self.solver,
             "free_order": self.free_order or None,
+            "minimize": self.minimize,
         }
         data = spec.model_dump() | {key: value for key, value in given.items() if value is not None}
         if self.solver is not None:

@@ -17,7 +17,7 @@ from cost_models.units import parse_seconds
 from planner.inputs.strict import StrictModel, WorkloadError, sentence, unknown_name
 from planner.inputs.targets import TargetSpec
 from planner.inputs.yaml_reader import read_yaml
-from planner.problem import Budget
+from planner.problem import Budget, Objective
 from planner.solvers import DEFAULT_SOLVER, solver_names
 
 if TYPE_CHECKING:
@@ -110,15 +110,16 @@ def parse_gap(text: str) -> float:
 
 
 class SolverSpec(StrictModel):
-    """Which solver, how long it may take, how close it must prove, and whether it may change the order.
+    """Which solver, how long it may take, how close it must prove, whether it may change the order, and what of.
 
-    `gap` is a share of the step's time ("0.2%") that may stay unproven.
+    `gap` is a share of the step's time ("0.2%") that may stay unproven. `minimize` is "time" or "energy".
     """
 
     time_limit: str = "20s"
     gap: str = "0.2%"
     name: str = DEFAULT_SOLVER
     free_order: Annotated[bool, Field(strict=True)] = False
+    minimize: Objective = "time"
 
     @field_validator("name")
     @classmethod

@@ -10,7 +10,8 @@ from torch import fx
 from torch.fx.graph import _BoxedCodeGen
 from torch.fx.node import map_arg
 
-from planner.capturing.reading import BATCH_NORM, OutputRole, Reading
+from planner.capturing.joint_reader import BATCH_NORM
+from planner.capturing.reading import OutputRole, Reading
 from planner.lower.random_replay import replay
 from planner.lower.recurrent import LSTM_LAYER, lstm_layer
 from planner.schedule import Compute, Free, Instruction, Schedule

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from planner.capturing.reading import OutputRole, Reading, ancestors
+from planner.capturing.joint_reader import ancestors
+from planner.capturing.reading import OutputRole, Reading
 
 # Position of a parameter -> numbers of the outputs whose gradients its own is made of.
 Needs = Mapping[int, frozenset[int]]

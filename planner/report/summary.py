@@ -51,7 +51,7 @@ def plan_object(plan: Plan | BarePlan) -> dict[str, Any]:
         "peak_owner": plan.peak_owner,
         "hardware": plan.hardware,
         "graph_hash": plan.graph_hash,
-    }
+    } | ({} if plan.hardware is None else {"energy_j": plan.energy_j})
 
 
 def infeasible_object(error: InfeasibleError) -> dict[str, Any]:

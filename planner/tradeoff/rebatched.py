@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
+from cost_models.roofline import CostModel
 from cost_models.work import Work
-from planner.costed import CostModel, annotate
 from planner.graph import Graph
 from planner.inputs.strict import WorkloadError
 from planner.inputs.targets import TargetSpec
 from planner.inputs.workload import BatchSpec, TensorSpec, Workload
+from planner.pricing import priced
 from planner.problem import Problem, StaticMemory
 
 _BATCH_KEYS = ("batch", "batch_size")
@@ -112,7 +113,7 @@ def scaling(
             field.name: whole(getattr(first.static, field.name), getattr(second.static, field.name), size)
             for field in fields(StaticMemory)
         }
-        return Problem(annotate(Graph(nodes, values), cost_model), 0, StaticMemory(**static))
+        return Problem(priced(Graph(nodes, values), cost_model), 0, StaticMemory(**static))
 
     return problem_at
 

@@ -77,7 +77,7 @@ def vgg19(size: int) -> Prepared[Any]:
     import torchvision
 
     from planner.lower.fakes import building_without_memory
-    from planner.pipeline import prepare
+    from planner.prepare import prepare
     from planner.step import StepModule
 
     with building_without_memory():

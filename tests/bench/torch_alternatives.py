@@ -29,8 +29,8 @@ from planner.checking.real_step import Left, RealStep, Running
 from planner.errors import InfeasibleError
 from planner.inputs.workload import SolverSpec
 from planner.lower.trace import pytree
-from planner.pipeline import prepare
 from planner.plan_file import Plan
+from planner.prepare import prepare
 from planner.prepared import Prepared
 from tests.bench.zoo import on_device
 from tests.bench.zoo_models import zoo_step

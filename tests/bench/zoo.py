@@ -33,7 +33,7 @@ from planner.checking.node_times import with_measured_times
 from planner.checking.real_step import RealStep
 from planner.errors import CaptureError, InfeasibleError, PlanMismatchError
 from planner.inputs.workload import SolverSpec
-from planner.pipeline import prepare
+from planner.prepare import prepare
 from planner.prepared import Prepared
 from planner.report.check import check_object
 from planner.report.text_table import text_table

@@ -12,7 +12,7 @@ def test_public_names_are_pinned():
         *("ClusterSpec", "UnknownClusterError", "host_cluster", "known_clusters", "load_cluster"),
         *("read_cluster", "read_cluster_file", "cluster_collective_s", "host_transfer_s"),
         *("two_level_all_gather_s", "two_level_all_reduce_s", "two_level_reduce_scatter_s"),
-        *("EnergyModel", "energy_j", "step_energy_j", "power_utilization"),
+        *("energy_j", "step_energy_j", "power_utilization", "work_energy_j"),
         *("DEFAULT_EFFICIENCY", "DTYPES", "WORK_KINDS"),
         *("Collective", "CostModel", "Efficiency", "HardwareSpec", "LinkSpec", "Rate", "Roofline"),
         *("RooflineEstimate", "UnknownHardwareError", "Work"),

@@ -1,13 +1,9 @@
-from dataclasses import dataclass
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cost_models import (
-    CostModel,
     Efficiency,
-    EnergyModel,
     HardwareSpec,
     Roofline,
     Work,
@@ -16,6 +12,7 @@ from cost_models import (
     load_hardware,
     power_utilization,
     step_energy_j,
+    work_energy_j,
 )
 
 FULL = Efficiency(compute=1.0, memory=1.0, source="round numbers for the test")
@@ -31,8 +28,12 @@ DEVICE = HardwareSpec(
     idle_power_watts=20.0,
     efficiency={"matmul": FULL, "copy": FULL},
 )
-MODEL = EnergyModel(Roofline(DEVICE), DEVICE)
 VIEW = Work(0.0, 0, 0, "float32", "view")
+
+
+def joules_of(work: Work, spec: HardwareSpec = DEVICE) -> float:
+    """What the work takes in the time of its roofline."""
+    return work_energy_j(work, time_s=Roofline(spec).time_s(work), hardware=spec)
 
 
 @pytest.mark.parametrize(("busy", "joules"), [(0.0, 40.0), (0.5, 120.0), (1.0, 200.0)])
@@ -59,31 +60,13 @@ def test_power_rises_from_rest_to_board_power(busy: float, joules: float):
 )
 def test_work_takes_the_energy_computed_by_hand(work: Work, joules: float):
     # Sums and products of decimal fractions are rounded a few times.
-    assert MODEL.energy_j(work) == pytest.approx(joules, rel=1e-12)
-    assert MODEL.time_s(work) == pytest.approx(joules / 100.0, rel=1e-12)
-    assert MODEL.joules(MODEL.time_s(work)) == pytest.approx(joules, rel=1e-12)
-
-
-@dataclass(frozen=True)
-class Slow:
-    """Whatever it is, it takes 20 s."""
-
-    name: str = "slow"
-
-    def time_s(self, work: Work) -> float:
-        return 20.0
+    assert joules_of(work) == pytest.approx(joules, rel=1e-12)
 
 
 def test_work_that_takes_longer_than_its_roofline_draws_less_power_for_longer():
     # 9 s of arithmetic in 20 s: 0.45 busy: 20 s * (20 + 80 * 0.45) W.
-    model = EnergyModel(Slow(), DEVICE)
-    assert model.energy_j(Work(900.0, 0, 0, "float32", "matmul")) == pytest.approx(1120.0, rel=1e-12)
-
-
-def test_an_energy_model_is_a_cost_model():
-    model: CostModel = MODEL
-    assert model.name == "roofline-energy"
-    assert EnergyModel(Slow(), DEVICE).name == "slow-energy"
+    work = Work(900.0, 0, 0, "float32", "matmul")
+    assert work_energy_j(work, time_s=20.0, hardware=DEVICE) == pytest.approx(1120.0, rel=1e-12)
 
 
 def test_a_step_rests_while_it_waits_for_messages():
@@ -104,7 +87,7 @@ def test_a_step_rests_while_it_waits_for_messages():
             r"utilization must lie in \[0, 1\]: got 1.5",
         ),
         (
-            lambda: power_utilization(MODEL.cost_model.estimate(VIEW), time_s=float("inf"), hardware=DEVICE),  # pyright: ignore
+            lambda: power_utilization(Roofline(DEVICE).estimate(VIEW), time_s=float("inf"), hardware=DEVICE),
             "time_s must be finite and at least 0: got inf",
         ),
         (
@@ -129,13 +112,12 @@ def test_impossible_times_and_fractions_are_refused(call, sentence: str):
 @pytest.mark.parametrize("name", known_hardware())
 def test_no_device_leaves_the_range_from_rest_to_board_power(name: str):
     spec = load_hardware(name)
-    model = EnergyModel(Roofline(spec), spec)
     for work in (
         Work(1e12, 10**6, 10**6, "float32", "matmul"),
         Work(1e6, 10**8, 10**8, "float32", "elementwise"),
         Work(1e9, 10**8, 0, "bfloat16", "attention"),
     ):
-        watts = model.energy_j(work) / model.cost_model.time_s(work)
+        watts = joules_of(work, spec) / Roofline(spec).time_s(work)
         assert spec.idle_power_watts <= watts <= spec.power_watts * (1 + 1e-12)
 
 
@@ -145,15 +127,15 @@ def test_a_large_product_on_an_a100_takes_the_energy_computed_by_hand():
     a100 = load_hardware("a100-80gb")
     side_bytes = 2 * 8192**2
     work = Work(2.0 * 8192**3, 2 * side_bytes, side_bytes, "bfloat16", "matmul")
-    assert EnergyModel(Roofline(a100), a100).energy_j(work) == pytest.approx(1.7635, rel=1e-4)
+    assert joules_of(work, a100) == pytest.approx(1.7635, rel=1e-4)
 
 
 @given(st.floats(0, 1e15), st.integers(0, 10**12), st.integers(0, 10**12))
 def test_more_work_never_takes_less_energy(flop: float, read_bytes: int, more: int):
-    less = MODEL.energy_j(Work(flop, read_bytes, 0, "float32", "matmul"))
+    less = joules_of(Work(flop, read_bytes, 0, "float32", "matmul"))
     for larger in (
         Work(flop + more, read_bytes, 0, "float32", "matmul"),
         Work(flop, read_bytes + more, 0, "float32", "matmul"),
     ):
         # The last digits of the two sums may differ.
-        assert MODEL.energy_j(larger) >= less * (1 - 1e-12)
+        assert joules_of(larger) >= less * (1 - 1e-12)

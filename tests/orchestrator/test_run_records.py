@@ -84,6 +84,19 @@ def test_a_changed_job_is_not_continued(write_job: Any, tmp_path: Path):
         RunFolder.reopen(tmp_path, job)
 
 
+def test_a_plan_is_kept_only_by_the_job_that_it_was_made_for(write_job: Any, tmp_path: Path):
+    job = JobSpec.load(write_job())
+    folder = RunFolder.create(tmp_path, job.name)
+    assert not folder.was_planned_as(job)
+    folder.write_record(job, {}, status="stopped")
+    earlier = RunFolder.reopen(folder.path, job)
+    assert earlier.was_planned_as(job.with_changes({"validate_every": 7}))
+    for change in ({"budget": "37%"}, {"planning": "blocks"}, {"threads_per_worker": 2}):
+        assert not earlier.was_planned_as(job.with_changes(change))
+    with pytest.raises(WorkloadError, match=r"the job now differs in train\.batch_norm"):
+        RunFolder.reopen(folder.path, job.with_changes({"batch_norm": "group_norm"}))
+
+
 def test_the_record_names_versions_seed_and_machine(write_job: Any, tmp_path: Path):
     job = JobSpec.load(write_job())
     folder = RunFolder.create(tmp_path, job.name)

@@ -17,7 +17,7 @@ from cost_models.hardware import load_hardware
 from orchestrator.cli import app
 from orchestrator.job import JobSpec
 from orchestrator.size_job import size_batches
-from orchestrator.sizing import Shape, shapes_of
+from orchestrator.step_shape import Shape, shapes_of
 from orchestrator.step_timeline import BlockTimes, Communication, timeline
 
 ROOT = Path(__file__).resolve().parents[2]

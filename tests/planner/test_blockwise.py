@@ -19,7 +19,7 @@ from planner.blockwise.prepare import Profiles
 from planner.blockwise.profile import Profile, Rest
 from planner.errors import CaptureError, PlanMismatchError
 from planner.measure import PeakMeter, live_tensors
-from planner.pipeline import prepare
+from planner.prepare import prepare
 from planner.pricing import hardware_of
 from planner.schedule import Schedule
 from planner.step import StepModule

@@ -24,7 +24,7 @@ from planner.lower.executor import marked_boxed
 from planner.lower.module import PlannedModule
 from planner.lower.out_of_memory import StepOutOfMemoryError
 from planner.measure import threads
-from planner.pipeline import prepare
+from planner.prepare import prepare
 from tests.models import TinyGPT, token_loss
 
 SOLVER = SolverSpec(time_limit="5s")

@@ -15,7 +15,7 @@ from torch import nn
 import planner
 from planner.graph import Phase
 from planner.just_in_time import schedule_of_order
-from planner.pipeline import prepare
+from planner.prepare import prepare
 from planner.solution import Solution, Status
 from tests.models import BatchNormNet, TinyGPT, token_loss
 from tests.planner.steps import EQUAL, differences, left_of, planned_within

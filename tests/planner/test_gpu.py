@@ -12,7 +12,7 @@ from torch import nn
 from planner.checking.check import check
 from planner.checking.real_step import RealStep
 from planner.inputs.workload import SolverSpec
-from planner.pipeline import prepare
+from planner.prepare import prepare
 from tests.models import TinyGPT, token_loss
 
 pytestmark = [

@@ -11,7 +11,7 @@ from torch import nn
 
 from planner.capturing.in_place import in_place_of
 from planner.graph import Graph
-from planner.pipeline import prepare
+from planner.prepare import prepare
 from planner.schedule import Compute, Free, Schedule
 from planner.solution import Solution, Status
 from tests.planner.steps import EQUAL, differences, left_of, planned_within

@@ -18,8 +18,8 @@ from planner.checking.node_times import with_measured_times
 from planner.checking.real_step import RealStep
 from planner.errors import CompilerError
 from planner.inputs.workload import SolverSpec
-from planner.pipeline import prepare
 from planner.plan_file import Plan
+from planner.prepare import prepare
 from tests.models import TinyGPT
 
 needs_compiler = pytest.mark.skipif(

@@ -17,8 +17,8 @@ from orchestrator.cli import app
 from planner.errors import InfeasibleError
 from planner.inputs.strict import WorkloadError
 from planner.inputs.workload import Workload
-from planner.pipeline import prepare
 from planner.plan_file import Plan
+from planner.prepare import prepare
 from planner.prepared import Prepared
 from planner.problem import Problem
 from planner.solution import Status
