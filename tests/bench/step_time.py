@@ -2,11 +2,12 @@
 
     python -m tests.bench.step_time                                # eight models; about ten minutes on two cores
     python -m tests.bench.step_time gpt2 resnet50 --rounds 5 --json
+    python -m tests.bench.step_time --rounds 0 --measurements kept.json --out step_time.json     # the plans alone
 
 In each round, model by model, every operation of it is visited once, and after every dozen a step of it runs,
 planned with everything retained, on one thread: both see the machine in the same moods. Times are processor
-seconds,
-medians over the rounds.
+seconds, medians over the rounds. The plans of both cost models are then priced by the measured one; as this takes
+long and needs no quiet, `--time-limit 0` leaves it out, and `--rounds 0` makes up for it with the kept files.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 import os
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ import torch
 
 from cost_models.hardware import load_hardware
 from cost_models.measured import FittedRoofline, Measured
+from cost_models.measurements import MeasuredOperation
 from cost_models.roofline import Roofline
 from planner.calibrating.calibrate import Calibration
 from planner.calibrating.operations import RunsAlone, operations_of
@@ -42,6 +44,7 @@ from planner.problem import Problem
 from planner.report.text_table import text_table
 from planner.simulate import simulate
 from planner.solvers.retain_all import RetainAll
+from planner.solving import solve
 from planner.tradeoff.smallest import smallest_budget
 from tests.bench.machine import machine
 from tests.bench.zoo_models import zoo_step
@@ -78,14 +81,29 @@ class Subject:
         """The step with the seconds of a cost model."""
         return annotate(self.prepared.problem.costed.graph, model)
 
+    def row(self, measured: Measured, known: Mapping[str, MeasuredOperation]) -> dict[str, Any]:
+        """Predicted and measured seconds."""
+        truth, roofline = self.priced(measured), Roofline(measured.hardware)
+        step_s = statistics.median(self.steps_s)
+        works = [work for node in truth.graph.nodes for work in (node.work, *node.then)]
+        others = tuple(o for line, o in known.items() if line not in self.operations)
+        return {
+            "model": self.name,
+            "operations": len(works),
+            "step_s": step_s,
+            "quartiles_s": statistics.quantiles(self.steps_s, n=4),
+            "measured_error": truth.step_s / step_s - 1.0,
+            "measured_share": measured.measured_share(works),
+            "roofline_error": self.priced(roofline).step_s / step_s - 1.0,
+            "unseen_error": self.priced(FittedRoofline(roofline, others)).step_s / step_s - 1.0,
+        }
+
     def extra_points(self, model: Any, truth: CostedGraph, *, time_limit_s: float) -> float:
         """Extra time, by the true prices, of the plan that a cost model leads to at half of the range; in %."""
         base = self.prepared.problem
         smallest = smallest_budget(base, "auto", time_limit_s=time_limit_s).budget_bytes
         half = (smallest + self.prepared.retained_all.peak_bytes) // 2
         problem = Problem(self.priced(model), half, base.static)
-        from planner.solving import solve
-
         solution = solve(problem, time_limit_s=time_limit_s, gap=0.002, solver="auto", free_order=False)
         assert solution.schedule is not None
         trace = simulate(Problem(truth, half, base.static), solution.schedule)
@@ -118,33 +136,16 @@ def main() -> None:
                     subject.steps_s.append(subject.running.timed(seed=turn))
     hardware = load_hardware("host").with_num_cores(1)
     measured = Measured(calibration.measurements, hardware)
-    roofline = Roofline(hardware)
-    rows = []
-    for subject in subjects:
+    earlier = json.loads(chosen.out.read_text())["models"] if not chosen.rounds else []
+    rows = earlier or [subject.row(measured, calibration.known) for subject in subjects]
+    for subject, row in zip(subjects, rows, strict=True) if chosen.time_limit > 0 else ():
+        assert subject.name == row["model"]
         truth = subject.priced(measured)
-        step_s = statistics.median(subject.steps_s)
-        works = [work for node in truth.graph.nodes for work in (node.work, *node.then)]
-        own = {o.line for o in subject.operations.values()}
-        others = tuple(o for line, o in calibration.known.items() if line not in own)
-        row = {
-            "model": subject.name,
-            "operations": len(works),
-            "step_s": step_s,
-            "quartiles_s": statistics.quantiles(subject.steps_s, n=4),
-            "measured_error": truth.step_s / step_s - 1.0,
-            "measured_share": measured.measured_share(works),
-            "roofline_error": subject.priced(roofline).step_s / step_s - 1.0,
-            "unseen_error": subject.priced(FittedRoofline(roofline, others)).step_s / step_s - 1.0,
-        }
-        if chosen.time_limit > 0:
-            row["plan_points"] = subject.extra_points(measured, truth, time_limit_s=chosen.time_limit)
-            row["roofline_plan_points"] = subject.extra_points(
-                roofline, truth, time_limit_s=chosen.time_limit
-            )
-        rows.append(row)
+        for key, model in (("plan_points", measured), ("roofline_plan_points", Roofline(hardware))):
+            row[key] = subject.extra_points(model, truth, time_limit_s=chosen.time_limit)
     result = {
         "machine": machine("torch", "ray"),
-        "rounds": chosen.rounds,
+        "rounds": min(len(known.visits_s) for known in calibration.known.values()),
         "overhead_s": calibration.measurements.overhead_s,
         "failed": calibration.failed,
         "median_absolute_error": statistics.median(abs(row["measured_error"]) for row in rows),
@@ -184,7 +185,7 @@ def main() -> None:
     print(
         f"overhead {result['overhead_s'] * 1e6:.0f} us an operation; not run alone: {len(calibration.failed)}"
     )
-    print(f"median absolute error {result['median_absolute_error']:.1%}; {machine()}")
+    print(f"median absolute error {result['median_absolute_error']:.1%}; {result['machine']}")
 
 
 if __name__ == "__main__":
