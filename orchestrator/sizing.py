@@ -170,7 +170,8 @@ class Sizing:
         """What a rank holds throughout forward and backward, and the most during the optimizer's step."""
         memory = self._rank_memory(shape)
         static = memory.parameter_bytes + memory.buffer_bytes + memory.kept_bytes
-        static += memory.gradient_bytes if shape.sharding == "ddp" else memory.communication_bytes
+        is_ddp = shape.sharding == "ddp"
+        static += memory.gradient_bytes if is_ddp else memory.communication_bytes + memory.late_bytes
         if shape.sharding == "ddp" and shape.workers > 1:
             # One gradient lies beside its bucket until it is copied into it.
             static += max((p.numel() * p.element_size() for p in self._step.model.parameters()), default=0)

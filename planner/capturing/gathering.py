@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+# Each keeps a message that has arrived until it is given processor time again.
+_NUM_GLOO_THREADS = 2
+
 
 @dataclass(frozen=True)
 class UnitBytes:
@@ -37,10 +40,12 @@ class Transient:
     Attributes:
         gathered_bytes: parameters in use.
         communication_bytes: those, messages, whole gradients, and the shares that are reduced already.
+        late_bytes: messages that each of gloo's threads may still hold when the step has no more use for them.
     """
 
     gathered_bytes: int
     communication_bytes: int
+    late_bytes: int = 0
 
 
 class _Meter:
@@ -127,7 +132,8 @@ def transient(
     meter.drop("waiting", 0)
     for number in (0, *late):
         _reduce(meter, number, units[number], copy)
-    return Transient(meter.peak_gathered, meter.peak)
+    messages = sorted(max(unit.gathered, unit.reduced) for unit in units)
+    return Transient(meter.peak_gathered, meter.peak, copy * sum(messages[-_NUM_GLOO_THREADS:]))
 
 
 def _gather(meter: _Meter, number: int, unit: UnitBytes, copy: int) -> None:

@@ -35,6 +35,7 @@ class RankMemory:
         gathered_bytes: the most parameters that are gathered at once.
         communication_bytes: the most that sharing the model holds in a step beside what is resident before it:
             gathered parameters, messages, whole gradients, and the gradient shares themselves. 0 without FSDP2.
+        late_bytes: the most messages beside those that gloo may not have freed yet. 0 with other backends.
     """
 
     parameter_bytes: int
@@ -45,6 +46,7 @@ class RankMemory:
     optimizer_temporary_bytes: int
     gathered_bytes: int
     communication_bytes: int
+    late_bytes: int
 
     @property
     def resident_bytes(self) -> int:
@@ -133,6 +135,7 @@ def rank_memory(
         optimizer_temporary_bytes=temporary_bytes,
         gathered_bytes=during.gathered_bytes,
         communication_bytes=during.communication_bytes,
+        late_bytes=during.late_bytes,
     )
 
 

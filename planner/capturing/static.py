@@ -61,7 +61,7 @@ def static_memory(
         return StaticMemory(
             parameter_bytes=memory.parameter_bytes + memory.buffer_bytes,
             optimizer_bytes=state_bytes,
-            bucket_bytes=memory.communication_bytes,
+            bucket_bytes=memory.communication_bytes + memory.late_bytes,
             batch_bytes=captured.batch_bytes,
             optimizer_step_peak_bytes=between + temporary_bytes if optimizer is not None else 0,
         )

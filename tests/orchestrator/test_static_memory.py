@@ -72,6 +72,25 @@ def test_one_block_beside_the_next_is_what_gathering_needs():
     assert (keep.gathered_bytes, keep.communication_bytes) == (210, 340)
 
 
+def test_each_of_gloos_two_threads_may_still_hold_a_message():
+    def unit(size: int) -> UnitBytes:
+        return UnitBytes(gathered=size, early=0, tied=0, late=size, largest=size, reduced=size + 1, share=0)
+
+    def late_bytes(blocks: list[UnitBytes], *, staging: bool) -> int:
+        return transient(
+            unit(10),
+            blocks,
+            reshard_after_forward=True,
+            accumulating=False,
+            input_has_gradient=True,
+            staging=staging,
+        ).late_bytes
+
+    assert late_bytes([unit(100), unit(70)], staging=True) == 101 + 71
+    assert late_bytes([], staging=True) == 11
+    assert late_bytes([unit(100), unit(70)], staging=False) == 0
+
+
 def test_sharing_needs_two_ranks():
     with pytest.raises(ValueError, match="at least two ranks"):
         rank_memory(nn.Linear(2, 2), optimizer=None, world_size=1, sharding="fsdp")
