@@ -23,8 +23,8 @@ from orchestrator.optim import build_optimizer
 from orchestrator.optim.averaging import keep_average
 from orchestrator.optim.long_tail import SECOND_DERIVATIVES
 from orchestrator.ranks import Ranks
-from orchestrator.techniques.schedules import build_schedule
-from orchestrator.trainer import Schedule, Trainer
+from orchestrator.techniques.schedules import Schedule, build_schedule
+from orchestrator.trainer import Trainer
 from planner.blocks import block_names
 from planner.errors import PlanMismatchError
 from planner.inputs.strict import WorkloadError

@@ -5,9 +5,27 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+
+class Schedule(Protocol):
+    """A learning-rate schedule: one call a step, and a state that a checkpoint keeps."""
+
+    def step(self) -> None:
+        """Set the rates of the next step."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
+        """Continue from what `state_dict` returned."""
+        ...
+
 
 Decay = Callable[[float, float], float]
 """Progress in [0, 1] since the warm-up, power -> factor in [0, 1]."""
