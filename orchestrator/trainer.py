@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -22,8 +21,9 @@ from orchestrator.data import BatchLayout, MapDataset, SampleStream, check_batch
 from orchestrator.job import JobSpec
 from orchestrator.metrics import Reporter, StepRecord, finite
 from orchestrator.noise_measurement import NoiseMeasurement
+from orchestrator.phases import Phase, phase_at
 from orchestrator.ranks import Ranks
-from orchestrator.techniques.schedules import WARMUP_FRACTION, Schedule, num_warmup_steps
+from orchestrator.techniques.schedules import WARMUP_FRACTION, num_warmup_steps
 from orchestrator.validation import Validation, batch_loss
 from planner import Plan
 from planner.inputs.workload import BatchSpec
@@ -59,8 +59,10 @@ class Trainer:
         job: what to do.
         ranks: who else takes part.
         step_module: returns the scalar loss; planned, and wrapped for data parallelism or sharded.
-        plain_module: the same parameters without plan and wrapping; validates. The step module where it is sharded.
+        plain_module: the same parameters without plan and wrapping. The step module where it is sharded.
         model: the part of it whose state is checkpointed.
+        phases: its optimizer and schedule, or two of each, one after the other.
+        validation: of the plain module.
         plan: that step_module executes; None for plain training.
     """
 
@@ -69,10 +71,9 @@ class Trainer:
     step_module: nn.Module
     plain_module: nn.Module
     model: nn.Module
-    optimizer: torch.optim.Optimizer
-    schedule: Schedule
+    phases: tuple[Phase, ...]
     train_set: MapDataset
-    validation_set: MapDataset
+    validation: Validation
     reporter: Reporter
     store: CheckpointStore
     plan: Plan | None
@@ -80,20 +81,13 @@ class Trainer:
 
     def __post_init__(self) -> None:
         train = self.job.train
+        self._enter(self.phases[0])
         self.layout = BatchLayout(self.job.micro_batch, train.accumulation, self.ranks.world_size)
         self.stream = SampleStream(len(self.train_set), seed=train.seed, shuffle=train.shuffle)
         self.in_buckets = self.ranks.world_size > 1 and not sharding.is_sharded(self.step_module)
         self.warned = self.warned_of_peak = False
         self.meter = PeakMeter(self.ranks.device)
         self.noise = NoiseMeasurement(self.step_module, self.layout)
-        self.validation = Validation(
-            job=self.job,
-            ranks=self.ranks,
-            module=self.plain_module,
-            model=self.model,
-            train_set=self.train_set,
-            validation_set=self.validation_set,
-        )
         self.num_warmup = num_warmup_steps(
             train.steps, float(train.schedule.settings.get("warmup_fraction", WARMUP_FRACTION))
         )
@@ -112,6 +106,7 @@ class Trainer:
             self.progress.validation_before = self._validate()
         while self.progress.step < train.steps:
             stop = self._step()
+            self._change_optimizer()
             step, last = self.progress.step, self.progress.step == train.steps
             if last or (train.validate_every and step % train.validate_every == 0):
                 self.progress.validation_after, self.progress.validated_step = self._validate(), step
@@ -165,6 +160,24 @@ class Trainer:
             self._warn_of(record.measured_peak_bytes)
             self.reporter.emit(record.to_event())
         return any(row[1] for row in rows)
+
+    def _enter(self, phase: Phase) -> None:
+        """Have the optimizer and schedule of a phase, new ones."""
+        self.phase = phase
+        self.optimizer = phase.make_optimizer(self.model)
+        self.schedule = phase.make_schedule(self.optimizer)
+
+    def _change_optimizer(self) -> None:
+        """After the last step of a phase, free its optimizer's state and go on with the next one's."""
+        phase = phase_at(self.phases, self.progress.step)
+        if phase is self.phase:
+            return
+        self.optimizer.state.clear()
+        self._enter(phase)
+        if self.ranks.is_first:
+            rate = float(self.optimizer.param_groups[0]["lr"])
+            event = {"event": "optimizer", "step": self.progress.step, "name": phase.name}
+            self.reporter.emit({**event, "learning_rate": rate})
 
     def _warn_of(self, peak_bytes: int | None) -> None:
         """Say once that a step took more than its plan's budget."""
@@ -268,11 +281,14 @@ class Trainer:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from what `state` returned, on every rank."""
+        self.progress = Progress(**state["progress"])
+        phase = phase_at(self.phases, self.progress.step)
+        if phase is not self.phase:
+            self._enter(phase)
         self.model.load_state_dict(sharding.model_state_like(state["model"], self.model.state_dict()))
         self.optimizer.load_state_dict(sharding.optimizer_state_like(state["optimizer"], self.optimizer))
         self.schedule.load_state_dict(state["schedule"])
         self.noise.load_state_dict(state["noise"])
-        self.progress = Progress(**state["progress"])
         saved = state["randomness"]
         if len(saved) != self.ranks.world_size:
             raise CheckpointError(

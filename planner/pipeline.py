@@ -14,6 +14,7 @@ from torch import nn
 
 from cost_models.hardware import HOST
 from planner.capture import Captured, capture
+from planner.capturing.optimizer_step import Optimizers
 from planner.capturing.rank_memory import Sharding
 from planner.capturing.static import static_memory
 from planner.capturing.workspace import with_workspaces
@@ -47,7 +48,7 @@ def plan(
     loss: Callable[[Any, Any], torch.Tensor] | None = None,
     budget: str,
     hardware: str = "host",
-    optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
+    optimizer: Optimizers | None = None,
     world_size: int = 1,
     accumulation: int = 1,
     measurements: str | Path | None = None,
@@ -69,7 +70,8 @@ def plan(
         budget: bytes of one rank with a unit ("4GiB"), a share of the peak with everything retained ("60%"),
             a share of the activations at that peak ("50% of activations"), or "none".
         hardware: exact name of a device of `cost_models`, or "host".
-        optimizer: builds the optimizer of a module; its state is charged. None charges nothing.
+        optimizer: builds the optimizer of a module; its state is charged. Of several, which come one after the
+            other in a run, the largest is. None charges nothing.
         world_size: data-parallel ranks; more than one charges gradient buckets.
         accumulation: micro-batches in one step of the optimizer.
         measurements: file or folder that ``lowtide calibrate`` wrote, of the hardware; None prices operations with
@@ -119,7 +121,7 @@ def prepare(
     *,
     loss: Callable[[Any, Any], torch.Tensor] | None = None,
     hardware: str = HOST,
-    optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
+    optimizer: Optimizers | None = None,
     world_size: int = 1,
     accumulation: int = 1,
     measurements: str | Path | None = None,
@@ -181,7 +183,7 @@ def plan_workload(
     workload: Workload,
     *,
     device: str = "cpu",
-    optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
+    optimizer: Optimizers | None = None,
     world_size: int = 1,
     accumulation: int = 1,
 ) -> Plan:
@@ -190,7 +192,7 @@ def plan_workload(
     Args:
         workload: model, batch, loss, optimizer, hardware, budget.
         device: type of the device that the step will run on.
-        optimizer: builds the optimizer of a module; None takes the workload's.
+        optimizer: as for `plan`; None takes the workload's.
         world_size: as for `plan`.
         accumulation: as for `plan`.
 
@@ -237,7 +239,7 @@ def prepare_workload(
     workload: Workload,
     *,
     device: str = "cpu",
-    optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
+    optimizer: Optimizers | None = None,
     world_size: int = 1,
     accumulation: int = 1,
     sharding: Sharding = "ddp",
@@ -252,7 +254,7 @@ def prepare_workload(
         step,
         batch,
         hardware=workload.hardware,
-        optimizer=optimizer or workload.optimizer_factory(),
+        optimizer=optimizer or workload.optimizer.factories(),
         world_size=world_size,
         accumulation=accumulation,
         measurements=workload.measurements_path,

@@ -105,6 +105,7 @@ def build_schedule(
     *,
     name: str,
     total_steps: int,
+    first_step: int = 0,
     warmup_fraction: float = WARMUP_FRACTION,
     warmup_start: float = 1 / 20,
     power: float = 2.0,
@@ -119,7 +120,8 @@ def build_schedule(
     Args:
         optimizer: each group's rate is the one reached at the end of the warm-up.
         name: "constant", "polynomial" or "cosine".
-        total_steps: steps of the optimizer in the whole run.
+        total_steps: steps in the whole run.
+        first_step: steps of the run that are done already, by another optimizer.
         warmup_fraction: in [0, 1].
         warmup_start: in [0, 1].
         power: > 0.
@@ -143,4 +145,6 @@ def build_schedule(
     if not 0.0 < power < math.inf:
         raise ValueError(f"power must be in (0, inf), got {power!r}")
     factor = functools.partial(rate_factor, name=name, total_steps=total_steps, power=power, **fractions)
-    return LambdaLR(optimizer, factor)
+    for group in optimizer.param_groups if first_step else []:
+        group["initial_lr"] = group["lr"]
+    return LambdaLR(optimizer, factor, last_epoch=first_step - 1)

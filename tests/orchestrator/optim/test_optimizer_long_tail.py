@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from orchestrator import optim
-from orchestrator.optim import build_optimizer, long_tail, rates_by_depth
+from orchestrator.optim import build_optimizer, rates_by_depth
+from planner.inputs import long_tail
 
 needs_peer = pytest.mark.skipif(
     importlib.util.find_spec("pytorch_optimizer") is None, reason="pytorch_optimizer is not installed"
