@@ -79,6 +79,12 @@ def accepted_hyperparameters(name: str) -> list[str]:
     return [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
 
 
+def _default_rate(name: str) -> Any:
+    """The rate that an optimizer takes if none is given; None where it has none."""
+    parameter = inspect.signature(optimizer_class(name)).parameters.get("lr")
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default
+
+
 def build_optimizer(
     name: str,
     params_or_module: nn.Module | Params,
@@ -119,8 +125,9 @@ def build_optimizer(
         else:
             groups = [{"params": list(module.parameters())}]
         if depth_decay is not None:
-            default = inspect.signature(optimizer).parameters["lr"].default
-            rate = hyperparameters.get("lr", default)
+            rate = hyperparameters.get("lr", _default_rate(name))
+            if not isinstance(rate, int | float | torch.Tensor):
+                raise ValueError(f"depth_decay needs a number as lr of {name}, got {rate!r}")
             groups = rates_by_depth(module, groups, lr=rate, decay=depth_decay)
         return optimizer(groups, **hyperparameters)
     if depth_decay is not None:

@@ -10,7 +10,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from orchestrator.optim.checks import check_choice, check_number
+from orchestrator.optim.checks import check_choice
 from orchestrator.optim.fast import multi_tensor
 from orchestrator.optim.fast.items import local_part
 from orchestrator.optim.wide_state import copy_of, restore_wide_state
@@ -25,8 +25,7 @@ def check_lookahead(group: dict[str, Any]) -> None:
     sync_every, slow_step_size = group["sync_every"], group["slow_step_size"]
     if not isinstance(sync_every, int) or isinstance(sync_every, bool) or sync_every < 1:
         raise ValueError(f"sync_every must be an integer >= 1, got {sync_every!r}")
-    check_number("slow_step_size", slow_step_size, low=0.0)
-    if not 0 < slow_step_size <= 1:
+    if not isinstance(slow_step_size, int | float) or not 0 < slow_step_size <= 1:
         raise ValueError(f"slow_step_size must be a number in (0, 1], got {slow_step_size!r}")
 
 

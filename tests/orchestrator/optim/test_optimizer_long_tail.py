@@ -49,6 +49,11 @@ class Model(nn.Module):
         self.head = nn.Linear(4, 5, bias=False)
 
 
+def test_rates_by_depth_need_a_rate_that_is_a_number():
+    with pytest.raises(ValueError, match=r"depth_decay needs a number as lr of lamb, got '0.1'"):
+        build_optimizer("lamb", Model(), lr="0.1", depth_decay=0.5)
+
+
 def test_rates_fall_by_level_from_the_head_to_the_embedding():
     model = Model()
     optimizer = build_optimizer("lamb", model, lr=0.8, weight_decay=0.1, depth_decay=0.5)
