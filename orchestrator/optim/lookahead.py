@@ -96,8 +96,9 @@ class Lookahead(torch.optim.Optimizer):
         sync_every: fast steps between two synchronizations, k in the paper.
         slow_step_size: a, in (0, 1].
         implementation: of the synchronization: "reference", tensor by tensor; "foreach", torch's operations on
-            lists of tensors, which leave tensors of 16 bits and complex ones to the reference; "auto", foreach.
-            Both give the same bits on the processor. The fast steps are the wrapped optimizer's business.
+            lists of tensors, which leave tensors of 16 bits and complex ones to the reference; "auto", foreach but
+            on the processor, where the copy of one tensor after its step finds it in the cache, and lists are 6 %
+            slower (ResNet-50's and GPT-2's tensors). The fast steps are the wrapped optimizer's business.
 
     Attributes:
         last_step: how many tensors each implementation synchronized in the last step.
@@ -202,15 +203,21 @@ class Lookahead(torch.optim.Optimizer):
             step = slow_step(state[COUNT], group)
             if not step:
                 continue
-            if self.implementation == "reference" or weight.dtype not in (torch.float32, torch.float64):
-                synchronize(weight, state[SLOW], count=state[COUNT], group=group)
-                self.last_step["reference"] += 1
-            else:
+            if self._takes_lists(weight):
                 pair = (local_part(weight.detach()), local_part(state[SLOW]))
                 due.setdefault((step, weight.dtype), []).append(pair)
                 self.last_step["foreach"] += 1
+            else:
+                synchronize(weight, state[SLOW], count=state[COUNT], group=group)
+                self.last_step["reference"] += 1
         for (step, _), pairs in due.items():
             multi_tensor.synchronize(pairs, step)
+
+    def _takes_lists(self, weight: Tensor) -> bool:
+        """Whether a tensor is synchronized in a list, by the choice of the user and by its kind."""
+        if self.implementation == "reference" or weight.dtype not in (torch.float32, torch.float64):
+            return False
+        return self.implementation == "foreach" or weight.device.type not in ("cpu", "meta")
 
     def __getstate__(self) -> dict[str, Any]:
         own = {"optimizer": self.optimizer, "implementation": self.implementation, "last_step": Counter()}

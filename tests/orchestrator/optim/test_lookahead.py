@@ -112,13 +112,21 @@ def test_foreach_leaves_16_bits_and_complex_numbers_to_the_reference():
     weights = [
         nn.Parameter(torch.ones(3, dtype=kind)) for kind in (torch.bfloat16, torch.complex64, torch.float32)
     ]
-    optimizer: Any = Lookahead(torch.optim.SGD(weights, lr=0.5), sync_every=1)
+    optimizer: Any = Lookahead(torch.optim.SGD(weights, lr=0.5), sync_every=1, implementation="foreach")
     for weight in weights:
         weight.grad = torch.ones_like(weight)
     optimizer.step()
     assert optimizer.last_step == {"reference": 2, "foreach": 1}
     for weight in weights:
         assert torch.equal(weight, torch.full_like(weight, 0.75))  # from 1, half of the way to 0.5
+
+
+def test_the_reference_is_the_default_on_the_processor():
+    weight = nn.Parameter(torch.ones(3))
+    optimizer: Any = Lookahead(torch.optim.SGD([weight], lr=0.5), sync_every=1)
+    weight.grad = torch.ones(3)
+    optimizer.step()
+    assert optimizer.last_step == {"reference": 1}
 
 
 def test_an_unknown_implementation_of_lookahead_is_refused():
