@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cost_models.roofline import Roofline
 from orchestrator.job import JobSpec
-from orchestrator.worker import make_optimizer
+from orchestrator.phases import phases_of
 from planner.calibrating.calibrate import Calibration
 from planner.calibrating.companions import companions
 from planner.calibrating.operations import RunsAlone, operations_of
@@ -75,12 +74,12 @@ def load_workload(path: Path) -> Workload:
 
 
 def job_optimizer_step(workload: Workload, *, device: str) -> RunsAlone:
-    """The step of a job's optimizer on all of its parameters."""
+    """The step of a job's (first) optimizer on all of its parameters."""
     module, _ = step_of(workload, device=device)
     if isinstance(workload, JobSpec):
-        build = functools.partial(make_optimizer, workload)
+        build = phases_of(workload)[0].make_optimizer
     else:
-        build = workload.optimizer_factory()
+        build = workload.optimizer.factories()[0]
     spec = workload.optimizer
     return optimizer_step(module, build, name=f"{spec.name} {sorted(spec.hyper.items())}")
 

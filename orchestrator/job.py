@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -49,6 +50,10 @@ class AverageSpec(StrictModel):
     kind: Literal["swa", "ema"] = "swa"
     start: Annotated[float, Field(ge=0.75, lt=1)] = 0.75
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
+
+    def start_step(self, steps: int) -> int:
+        """Steps of a run of so many that are done before the first one averaged."""
+        return math.ceil(self.start * steps)
 
 
 class TrainSpec(StrictModel):
@@ -146,6 +151,26 @@ class JobSpec(Workload):
 
     train: TrainSpec
     cluster: str | dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _both_optimizers_have_steps(self) -> Self:
+        then, steps = self.optimizer.then, self.train.steps
+        if then is None:
+            return self
+        start_step = then.start_step(steps)
+        if start_step == steps:
+            raise ValueError(
+                f"optimizer.then starts after {then.start:g} of {steps} steps, which leaves it none; lower its "
+                "start or raise train.steps"
+            )
+        average = self.train.average
+        if average is not None and average.start_step(steps) < start_step:
+            raise ValueError(
+                f"train.average starts at {average.start:g} of the steps, before optimizer.then at "
+                f"{then.start:g}, and would mix the weights of two optimizers; set its start to {then.start:g} or "
+                "more"
+            )
+        return self
 
     def cluster_spec(self) -> ClusterSpec:
         """The cluster that the job names, or this machine with the job's workers.

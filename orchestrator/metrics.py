@@ -56,7 +56,8 @@ def finite(value: float) -> float | None:
 
 Event = dict[str, Any]
 """What a rank tells the outside: plain JSON values under the key "event", one of
-"started", "step", "validation", "checkpoint", "warning". Each has a "step"."""
+"started", "step", "optimizer" (another one goes on), "validation", "checkpoint", "average", "warning". Each has a
+"step"."""
 
 
 class Reporter(Protocol):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 
 from orchestrator.job import JobSpec
-from orchestrator.worker import make_optimizer, make_schedule, with_loss
+from orchestrator.phases import phases_of
+from orchestrator.worker import with_loss
 from planner import Plan
 from planner.checking.from_file import Checked, checked_workload
 from planner.inputs.workload import Workload
@@ -27,7 +26,8 @@ def check_job(job: JobSpec) -> None:
     assert job.micro_batch >= 1
     with building_without_memory(), torch.device(job.train.device):
         model = with_loss(job, job.build_model(fake=True))
-        make_schedule(job, make_optimizer(job, model))
+        for phase in phases_of(job):
+            phase.make_schedule(phase.make_optimizer(model))
     job.train.data.resolve()
 
 
@@ -48,7 +48,7 @@ def prepare_job(job: JobSpec) -> Prepared[Plan]:
         return prepare_workload(
             job,
             device=job.train.device,
-            optimizer=functools.partial(make_optimizer, job),
+            optimizer=[phase.make_optimizer for phase in phases_of(job)],
             world_size=job.train.workers,
             accumulation=job.train.accumulation,
             sharding=job.train.sharding,
@@ -61,7 +61,7 @@ def prepare_step(workload: Workload) -> Prepared[Plan]:
 
 
 def check_step(workload: Workload) -> Checked:
-    """The step of one rank that trains alone, built really, with a job's optimizer and micro-batches."""
+    """The step of one rank that trains alone, built really, with a job's (first) optimizer and micro-batches."""
     if not isinstance(workload, JobSpec):
         return checked_workload(workload)
     train = workload.train
@@ -69,6 +69,6 @@ def check_step(workload: Workload) -> Checked:
         return checked_workload(
             workload,
             device=train.device,
-            optimizer=functools.partial(make_optimizer, workload),
+            optimizer=phases_of(workload)[0].make_optimizer,
             accumulation=train.accumulation,
         )

@@ -71,6 +71,9 @@ class Display:
                 self._show_step(event)
             case "validation":
                 self.say(f"step {event['step']}: validation loss {event['loss']:.4f}")
+            case "optimizer":
+                rate = f"{event['learning_rate']:.3g}"
+                self.say(f"step {event['step']}: {event['name']} goes on, at learning rate {rate}")
             case "average":
                 self.say(f"averaged weights: validation loss {event['loss']:.4f}, in {event['path']}")
             case "warning":

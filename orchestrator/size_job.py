@@ -14,10 +14,10 @@ from cost_models.hardware import HOST
 from cost_models.measured import Measured
 from cost_models.roofline import Roofline
 from orchestrator.job import JobSpec
+from orchestrator.phases import phases_of
 from orchestrator.sizing import SizedStep, Sizing
 from orchestrator.step_shape import Shape, Sized, shapes_of
 from orchestrator.techniques.normalization import batch_norm_of
-from orchestrator.worker import make_optimizer
 from planner.blocks import block_names
 from planner.blockwise.prepare import Profiles
 from planner.calibrating.optimizer_step import optimizer_step
@@ -106,7 +106,7 @@ def sized_step(job: JobSpec, cluster: ClusterSpec, objective: Objective = "time"
     own = batch_size_of(job)
     model, _ = step_of(job, device=job.train.device)
     blocks = block_names(model)
-    build = functools.partial(make_optimizer, job)
+    builds = [phase.make_optimizer for phase in phases_of(job)]
 
     @functools.cache
     def cost_model(processes: int) -> Roofline | Measured:
@@ -125,7 +125,7 @@ def sized_step(job: JobSpec, cluster: ClusterSpec, objective: Objective = "time"
         return prepare_workload(
             with_batch_size(job, shape.micro_batch).model_copy(update={"hardware": cluster.device.name}),
             device=job.train.device,
-            optimizer=build,
+            optimizer=builds,
             world_size=shape.workers,
             accumulation=shape.accumulation,
         )
@@ -152,12 +152,12 @@ def sized_step(job: JobSpec, cluster: ClusterSpec, objective: Objective = "time"
     is_cpu = cluster.device.kind == "cpu"
     return SizedStep(
         model=model,
-        optimizer=build,
+        optimizer=builds,
         blocks=blocks,
         profiles=(lambda processes: profiles(processes if is_cpu else 1)) if blocks else None,
         whole=functools.cache(whole) if is_small else None,
         cost_model=lambda processes: cost_model(processes if is_cpu else 1),
-        optimizer_work=optimizer_step(model, build, name=name).work,
+        optimizer_work=optimizer_step(model, builds[0], name=name).work,
         batch_norm="" if job.train.batch_norm == "local" else batch_norm_of(model),
         overlaps=not is_cpu,
         solver_limit_s=min(5.0, job.solver.time_limit_s),

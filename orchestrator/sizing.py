@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import nn
 
 from cost_models.cluster import ClusterSpec
@@ -20,7 +19,7 @@ from orchestrator.step_timeline import BlockTimes, Communication, Timeline, time
 from planner.blocks import Unit, units
 from planner.blockwise.prepare import Profiles
 from planner.blockwise.profile import Chosen, Profile
-from planner.capturing.optimizer_step import optimizer_bytes
+from planner.capturing.optimizer_step import Optimizers, optimizer_bytes
 from planner.capturing.rank_memory import RankMemory, Sharding, rank_memory, share_shape
 from planner.errors import InfeasibleError
 from planner.plan_file import Plan
@@ -37,12 +36,12 @@ class SizedStep:
 
     Attributes:
         model: the module that returns the loss, without memory.
-        optimizer: builds its optimizer.
+        optimizer: builds its optimizer, or several do, one after the other.
         blocks: names of its repeated blocks; () plans the whole step in one.
         profiles: of the blocks; None where there are none.
         whole: micro-batch and sharing -> the whole step, ready to be planned; None where it is too large for that.
         cost_model: workers of one node -> prices operations.
-        optimizer_work: of its step on all parameters.
+        optimizer_work: of the (first) optimizer's step on all parameters.
         batch_norm: name of a layer that normalizes over the micro-batch of one rank, "" where there is none.
         overlaps: messages travel while the device computes.
         solver_limit_s: of each search for a plan of a whole step.
@@ -50,7 +49,7 @@ class SizedStep:
     """
 
     model: nn.Module
-    optimizer: Callable[[nn.Module], torch.optim.Optimizer]
+    optimizer: Optimizers
     blocks: tuple[str, ...]
     profiles: Callable[[int], Profiles] | None
     whole: Callable[[Shape], Prepared[Plan]] | None

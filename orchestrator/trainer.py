@@ -9,68 +9,27 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
-from torch.optim import swa_utils
 
 from cost_models.units import format_bytes
 from orchestrator import randomness, sharding
 from orchestrator.checkpoint import CheckpointError, CheckpointStore
-from orchestrator.data import (
-    BatchLayout,
-    MapDataset,
-    SampleStream,
-    check_batch,
-    collate,
-    rank_batches,
-    validation_indices,
-)
+from orchestrator.data import BatchLayout, MapDataset, SampleStream, check_batch, collate
 from orchestrator.job import JobSpec
 from orchestrator.metrics import Reporter, StepRecord, finite
 from orchestrator.noise_measurement import NoiseMeasurement
-from orchestrator.optim.averaging import averaged_weights
+from orchestrator.phases import Phase, phase_at
 from orchestrator.ranks import Ranks
 from orchestrator.techniques.schedules import WARMUP_FRACTION, num_warmup_steps
+from orchestrator.validation import Validation, batch_loss
 from planner import Plan
 from planner.inputs.workload import BatchSpec
 from planner.measure import Measurement, PeakMeter, live_tensors
-from planner.step import call_model
 
 logger = logging.getLogger(__name__)
-
-
-class _CallsModel(nn.Module):
-    """A model called with one batch of inputs, whatever their structure."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs: Any) -> Any:
-        return call_model(self.model, inputs)
-
-
-class Stateful(Protocol):
-    """Something that a checkpoint keeps."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values."""
-        ...
-
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
-        """Continue from what `state_dict` returned."""
-        ...
-
-
-class Schedule(Stateful, Protocol):
-    """A learning-rate schedule: one call a step."""
-
-    def step(self) -> None:
-        """Set the rates of the next step."""
-        ...
 
 
 @dataclass
@@ -100,8 +59,10 @@ class Trainer:
         job: what to do.
         ranks: who else takes part.
         step_module: returns the scalar loss; planned, and wrapped for data parallelism or sharded.
-        plain_module: the same parameters without plan and wrapping; validates. The step module where it is sharded.
+        plain_module: the same parameters without plan and wrapping. The step module where it is sharded.
         model: the part of it whose state is checkpointed.
+        phases: its optimizer and schedule, or two of each, one after the other.
+        validation: of the plain module.
         plan: that step_module executes; None for plain training.
     """
 
@@ -110,10 +71,9 @@ class Trainer:
     step_module: nn.Module
     plain_module: nn.Module
     model: nn.Module
-    optimizer: torch.optim.Optimizer
-    schedule: Schedule
+    phases: tuple[Phase, ...]
     train_set: MapDataset
-    validation_set: MapDataset
+    validation: Validation
     reporter: Reporter
     store: CheckpointStore
     plan: Plan | None
@@ -121,6 +81,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         train = self.job.train
+        self._enter(self.phases[0])
         self.layout = BatchLayout(self.job.micro_batch, train.accumulation, self.ranks.world_size)
         self.stream = SampleStream(len(self.train_set), seed=train.seed, shuffle=train.shuffle)
         self.in_buckets = self.ranks.world_size > 1 and not sharding.is_sharded(self.step_module)
@@ -145,6 +106,7 @@ class Trainer:
             self.progress.validation_before = self._validate()
         while self.progress.step < train.steps:
             stop = self._step()
+            self._change_optimizer()
             step, last = self.progress.step, self.progress.step == train.steps
             if last or (train.validate_every and step % train.validate_every == 0):
                 self.progress.validation_after, self.progress.validated_step = self._validate(), step
@@ -199,6 +161,24 @@ class Trainer:
             self.reporter.emit(record.to_event())
         return any(row[1] for row in rows)
 
+    def _enter(self, phase: Phase) -> None:
+        """Have the optimizer and schedule of a phase, new ones."""
+        self.phase = phase
+        self.optimizer = phase.make_optimizer(self.model)
+        self.schedule = phase.make_schedule(self.optimizer)
+
+    def _change_optimizer(self) -> None:
+        """After the last step of a phase, free its optimizer's state and go on with the next one's."""
+        phase = phase_at(self.phases, self.progress.step)
+        if phase is self.phase:
+            return
+        self.optimizer.state.clear()
+        self._enter(phase)
+        if self.ranks.is_first:
+            rate = float(self.optimizer.param_groups[0]["lr"])
+            event = {"event": "optimizer", "step": self.progress.step, "name": phase.name}
+            self.reporter.emit({**event, "learning_rate": rate})
+
     def _warn_of(self, peak_bytes: int | None) -> None:
         """Say once that a step took more than its plan's budget."""
         if self.plan is None or peak_bytes is None or self.warned_of_peak:
@@ -235,15 +215,11 @@ class Trainer:
         for micro in range(self.layout.accumulation):
             inputs, targets = self._micro_batch(micro)
             with self._synchronized(micro == self.layout.accumulation - 1):
-                loss = self._loss(self.step_module, inputs, targets)
+                loss = batch_loss(self.job, self.step_module, inputs, targets)
                 (loss / self.layout.accumulation if self.layout.accumulation > 1 else loss).backward()
             total += loss.item()
             del inputs, targets, loss  # before the next micro-batch is loaded
         return total / self.layout.accumulation
-
-    def _loss(self, module: nn.Module, inputs: Any, targets: Any) -> torch.Tensor:
-        """The mean loss of a micro-batch; a model that returns its own is called with the inputs alone."""
-        return call_model(module, inputs) if self.job.loss is None else module(inputs, targets)
 
     @contextlib.contextmanager
     def _synchronized(self, last: bool) -> Iterator[None]:
@@ -269,68 +245,18 @@ class Trainer:
 
     def _validate(self) -> float:
         """The validation loss, which is reported."""
-        loss = self._validation_loss()
+        loss = self.validation.loss()
         if self.ranks.is_first:
             self.reporter.emit({"event": "validation", "step": self.progress.step, "loss": loss})
         return loss
 
-    @torch.no_grad()
-    def _validation_loss(self) -> float:
-        """Mean loss per sample over a fixed part of the validation set, all ranks together."""
-        wanted = self.job.train.validation_batches * self.layout.micro_batch * self.ranks.world_size
-        indices = validation_indices(len(self.validation_set), wanted=wanted)
-        total, count = 0.0, 0
-        modes = {module: module.training for module in self.plain_module.modules()}
-        self.plain_module.eval()
-        for batch in rank_batches(
-            indices,
-            micro_batch=self.layout.micro_batch,
-            rank=self.ranks.rank,
-            world_size=self.ranks.world_size,
-        ):
-            inputs, targets = collate(self.validation_set, batch, device=self.ranks.device)
-            total += self._loss(self.plain_module, inputs, targets).item() * len(batch)
-            count += len(batch)
-        for module, training in modes.items():
-            module.training = training
-        sharding.free_gathered(self.plain_module)
-        rows = self.ranks.gather([total, float(count)])
-        return sum(row[0] for row in rows) / sum(row[1] for row in rows)
-
     def evaluate_average(self, path: Path) -> None:
-        """Validate with the averaged weights and write them to `path`; the run's own weights stay.
-
-        Batch-norm statistics are made anew with the averaged weights, in one walk over the training set. Every
-        rank walks all of it, and so has the same statistics.
-        """
-        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
-        with averaged_weights(self.optimizer):
-            inputs = (
-                collate(
-                    self.train_set,
-                    list(range(start, start + self.layout.micro_batch)),
-                    device=self.ranks.device,
-                )[0]
-                for start in range(
-                    0, len(self.train_set) - self.layout.micro_batch + 1, self.layout.micro_batch
-                )
+        """Validate with the averaged weights, write them to `path` and report it; the run's own weights stay."""
+        loss = self.validation.average_loss(self.optimizer, path)
+        if self.ranks.is_first:
+            self.reporter.emit(
+                {"event": "average", "step": self.progress.step, "loss": loss, "path": str(path)}
             )
-            mode = self.model.training
-            self._update_batch_norm(inputs)
-            self.model.train(mode)
-            loss = self._validation_loss()
-            if self.ranks.is_first:
-                torch.save(self.model.state_dict(), path)
-                self.reporter.emit(
-                    {"event": "average", "step": self.progress.step, "loss": loss, "path": str(path)}
-                )
-        with torch.no_grad():
-            for buffer, values in buffers:
-                buffer.copy_(values)
-
-    def _update_batch_norm(self, inputs: Iterator[Any]) -> None:
-        # update_bn calls model(batch), and takes the first of a list: a batch of several inputs needs call_model.
-        swa_utils.update_bn(inputs, _CallsModel(self.model))
 
     def _save(self) -> None:
         """Write the state of the run; every rank takes part, rank 0 writes."""
@@ -355,11 +281,14 @@ class Trainer:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from what `state` returned, on every rank."""
+        self.progress = Progress(**state["progress"])
+        phase = phase_at(self.phases, self.progress.step)
+        if phase is not self.phase:
+            self._enter(phase)
         self.model.load_state_dict(sharding.model_state_like(state["model"], self.model.state_dict()))
         self.optimizer.load_state_dict(sharding.optimizer_state_like(state["optimizer"], self.optimizer))
         self.schedule.load_state_dict(state["schedule"])
         self.noise.load_state_dict(state["noise"])
-        self.progress = Progress(**state["progress"])
         saved = state["randomness"]
         if len(saved) != self.ranks.world_size:
             raise CheckpointError(

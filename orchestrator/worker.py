@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,12 +18,10 @@ from orchestrator.checkpoint import CheckpointError, CheckpointStore, load_state
 from orchestrator.data import load_datasets
 from orchestrator.job import JobSpec
 from orchestrator.metrics import Reporter
-from orchestrator.optim import build_optimizer
-from orchestrator.optim.averaging import keep_average
-from orchestrator.optim.long_tail import SECOND_DERIVATIVES
+from orchestrator.phases import phases_of
 from orchestrator.ranks import Ranks
-from orchestrator.techniques.schedules import build_schedule
-from orchestrator.trainer import Schedule, Trainer
+from orchestrator.trainer import Trainer
+from orchestrator.validation import Validation
 from planner.blocks import block_names
 from planner.errors import PlanMismatchError
 from planner.inputs.strict import WorkloadError
@@ -166,8 +163,6 @@ def _train(
         )
         plain_module = step_module  # whose hooks gather the parameters, in validation too
 
-    optimizer = make_optimizer(job, model)
-    schedule = make_schedule(job, optimizer)
     train_set, validation_set = load_datasets(job.train.data)
     store = CheckpointStore(Path(assignment.run_dir) / "checkpoints", keep=job.train.keep_checkpoints)
     randomness.seed_all(randomness.rank_seed(job.train.seed, rank=rank))
@@ -177,10 +172,16 @@ def _train(
         step_module=step_module,
         plain_module=plain_module,
         model=model,
-        optimizer=optimizer,
-        schedule=schedule,
+        phases=phases_of(job),
         train_set=train_set,
-        validation_set=validation_set,
+        validation=Validation(
+            job=job,
+            ranks=ranks,
+            module=plain_module,
+            model=model,
+            train_set=train_set,
+            validation_set=validation_set,
+        ),
         reporter=reporter,
         store=store,
         plan=plan,
@@ -230,41 +231,6 @@ def with_block_plans(model: nn.Module, plans: Mapping[str, str]) -> nn.Module:
             ) from error
         setattr(model.get_submodule(parent), leaf, planner.apply(block, planner.Plan.from_json(text)))
     return model
-
-
-def make_optimizer(job: JobSpec, module: nn.Module) -> torch.optim.Optimizer:
-    """The job's optimizer, without weight decay and layer adaptation for biases and normalization.
-
-    Raises:
-        WorkloadError: its name, a hyperparameter or a value is wrong.
-    """
-    if job.optimizer.name in SECOND_DERIVATIVES:
-        raise WorkloadError(
-            f"optimizer {job.optimizer.name!r} needs second derivatives, which a planned step does not compute. "
-            "Choose another, or call it in a loop of your own with backward(create_graph=True)"
-        )
-    try:
-        optimizer = build_optimizer(job.optimizer.name, module, **job.optimizer.hyper)
-    except (ValueError, TypeError, IndexError, RuntimeError, OverflowError) as error:
-        raise WorkloadError(f"optimizer {job.optimizer.name!r}: {error}. Correct its keys") from error
-    average = job.train.average
-    if average is not None:
-        start_step = math.ceil(average.start * job.train.steps)
-        keep_average(optimizer, kind=average.kind, start_step=start_step, decay=average.decay)
-    return optimizer
-
-
-def make_schedule(job: JobSpec, optimizer: torch.optim.Optimizer) -> Schedule:
-    """The job's learning-rate schedule.
-
-    Raises:
-        WorkloadError: its name, a setting or a value is wrong.
-    """
-    chosen = job.train.schedule
-    try:
-        return build_schedule(optimizer, name=chosen.name, total_steps=job.train.steps, **chosen.settings)
-    except (TypeError, ValueError) as error:
-        raise WorkloadError(f"train.schedule: {error}") from error
 
 
 def _restore(trainer: Trainer, store: CheckpointStore, ranks: Ranks) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from planner.capturing.optimizer_step import Optimizers
 from planner.inputs.workload import Workload
 from planner.lower.compile import check_model
 from planner.lower.module import PlannedModule
@@ -32,7 +33,7 @@ def plan(
     loss: Callable[[Any, Any], torch.Tensor] | None = None,
     budget: str,
     hardware: str = "host",
-    optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
+    optimizer: Optimizers | None = None,
     world_size: int = 1,
     accumulation: int = 1,
     measurements: str | Path | None = None,
@@ -55,7 +56,8 @@ def plan(
         budget: bytes of one rank with a unit ("4GiB"), a share of the peak with everything retained ("60%"),
             a share of the activations at that peak ("50% of activations"), or "none".
         hardware: exact name of a device of `cost_models`, or "host".
-        optimizer: builds the optimizer of a module; its state is charged. None charges nothing.
+        optimizer: builds the optimizer of a module; its state is charged. Of several, which come one after the
+            other in a run, the largest is. None charges nothing.
         world_size: data-parallel ranks; more than one charges gradient buckets.
         accumulation: micro-batches in one step of the optimizer.
         measurements: file or folder that ``lowtide calibrate`` wrote, of the hardware; None prices operations with
@@ -105,7 +107,7 @@ def plan_workload(
     workload: Workload,
     *,
     device: str = "cpu",
-    optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
+    optimizer: Optimizers | None = None,
     world_size: int = 1,
     accumulation: int = 1,
 ) -> Plan:
@@ -114,7 +116,7 @@ def plan_workload(
     Args:
         workload: model, batch, loss, optimizer, hardware, budget.
         device: type of the device that the step will run on.
-        optimizer: builds the optimizer of a module; None takes the workload's.
+        optimizer: as for `plan`; None takes the workload's.
         world_size: as for `plan`.
         accumulation: as for `plan`.
 

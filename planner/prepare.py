@@ -13,6 +13,7 @@ from torch import nn
 
 from cost_models.hardware import HOST
 from planner.capture import Captured, capture
+from planner.capturing.optimizer_step import Optimizers
 from planner.capturing.rank_memory import Sharding
 from planner.capturing.static import static_memory
 from planner.capturing.workspace import with_workspaces
@@ -51,7 +52,7 @@ def prepare(
     *,
     loss: Callable[[Any, Any], torch.Tensor] | None = None,
     hardware: str = HOST,
-    optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
+    optimizer: Optimizers | None = None,
     world_size: int = 1,
     accumulation: int = 1,
     measurements: str | Path | None = None,
@@ -113,7 +114,7 @@ def prepare_workload(
     workload: Workload,
     *,
     device: str = "cpu",
-    optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
+    optimizer: Optimizers | None = None,
     world_size: int = 1,
     accumulation: int = 1,
     sharding: Sharding = "ddp",
@@ -128,7 +129,7 @@ def prepare_workload(
         step,
         batch,
         hardware=workload.hardware,
-        optimizer=optimizer or workload.optimizer_factory(),
+        optimizer=optimizer or workload.optimizer.factories(),
         world_size=world_size,
         accumulation=accumulation,
         measurements=workload.measurements_path,

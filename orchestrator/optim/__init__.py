@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,12 +11,13 @@ from torch import nn
 
 from orchestrator.optim.lamb import LAMB
 from orchestrator.optim.lars import LARS
-from orchestrator.optim.long_tail import INSTALL, is_installed, long_tail_class, long_tail_names
 from orchestrator.optim.lookahead import Lookahead, slow_weights
 from orchestrator.optim.param_groups import Predicate, parameter_groups, rates_by_depth
 from orchestrator.optim.per_tensor import Params
 from orchestrator.optim.ranger import Ranger
 from orchestrator.optim.ranger_lars import RangerLARS
+from planner.inputs.long_tail import INSTALL, is_installed, long_tail_class, long_tail_names
+from planner.inputs.optimizers import torch_optimizers
 
 __all__ = [
     "LAMB",
@@ -43,21 +43,8 @@ _OWN: Mapping[str, type[torch.optim.Optimizer]] = {
 }
 
 
-def _snake_case(class_name: str) -> str:
-    # A new word begins at a capital between small letters: SparseAdam -> sparse_adam, but RAdam -> radam.
-    return re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", "_", class_name).lower()
-
-
 def _classes() -> dict[str, type[torch.optim.Optimizer]]:
-    public = {name: getattr(torch.optim, name) for name in torch.optim.__all__}
-    from_torch = {
-        _snake_case(name): value
-        for name, value in public.items()
-        if inspect.isclass(value)
-        and issubclass(value, torch.optim.Optimizer)
-        and value is not torch.optim.Optimizer
-    }
-    return {**from_torch, **_OWN}
+    return {**torch_optimizers(), **_OWN}
 
 
 def optimizer_names() -> list[str]:
@@ -90,6 +77,12 @@ def accepted_hyperparameters(name: str) -> list[str]:
     """
     parameters = list(inspect.signature(optimizer_class(name)).parameters.values())[1:]
     return [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+
+
+def _default_rate(name: str) -> Any:
+    """The rate that an optimizer takes if none is given; None where it has none."""
+    parameter = inspect.signature(optimizer_class(name)).parameters.get("lr")
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default
 
 
 def build_optimizer(
@@ -132,8 +125,9 @@ def build_optimizer(
         else:
             groups = [{"params": list(module.parameters())}]
         if depth_decay is not None:
-            default = inspect.signature(optimizer).parameters["lr"].default
-            rate = hyperparameters.get("lr", default)
+            rate = hyperparameters.get("lr", _default_rate(name))
+            if not isinstance(rate, int | float | torch.Tensor):
+                raise ValueError(f"depth_decay needs a number as lr of {name}, got {rate!r}")
             groups = rates_by_depth(module, groups, lr=rate, decay=depth_decay)
         return optimizer(groups, **hyperparameters)
     if depth_decay is not None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import swa_utils
 
-from orchestrator.optim.fast.items import is_sharded
+from orchestrator.optim.checks import check_choice
+from orchestrator.optim.fast.items import local_part
 from orchestrator.optim.wide_state import copy_of
 
 AVERAGE = "average"
@@ -40,11 +41,10 @@ def keep_average(
 
     Reference: Izmailov et al., 2018, arXiv 1803.05407, algorithm 1 (SWA).
     """
-    if kind not in ("swa", "ema"):
-        raise ValueError(f"an average is 'swa' or 'ema', got {kind!r}")
-    if not 0 < decay < 1:
+    check_choice("kind", kind, ("swa", "ema"))
+    if not isinstance(decay, float) or not 0 < decay < 1:
         raise ValueError(f"decay must be a number in (0, 1), got {decay!r}")
-    if start_step < 0:
+    if not isinstance(start_step, int) or start_step < 0:
         raise ValueError(f"start_step must be an integer >= 0, got {start_step!r}")
     update: Any = swa_utils.get_swa_multi_avg_fn() if kind == "swa" else swa_utils.get_ema_multi_avg_fn(decay)
 
@@ -63,17 +63,11 @@ def keep_average(
             for average, weight in pairs if num_averaged == 0 else []:
                 average.copy_(weight)
             if num_averaged:
-                averages, weights = zip(*((_alike(average), _alike(weight)) for average, weight in pairs))
-                weights = [w.to(a.dtype) for a, w in zip(averages, weights)]
-                update(list(averages), weights, num_averaged)
+                averages = [local_part(average) for average, _ in pairs]
+                weights = [local_part(weight.detach()).to(average.dtype) for average, weight in pairs]
+                update(averages, weights, num_averaged)
 
     optimizer.register_step_post_hook(average_weights)
-
-
-def _alike(tensor: Tensor) -> Tensor:
-    """A shard for a DTensor, for which torch's lists of operations have no rules."""
-    sharded: Any = tensor
-    return sharded.to_local() if is_sharded(tensor) else tensor.detach()
 
 
 def _weights_with_gradient(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 Predicate = Callable[[str, nn.Parameter], bool]
 """Full name and parameter -> True to exclude it from weight decay and layer adaptation."""
@@ -75,7 +75,7 @@ def _is_bias_or_normalization(owner: nn.Module, name: str, parameter: nn.Paramet
 
 
 def rates_by_depth(
-    module: nn.Module, groups: Sequence[dict[str, Any]], *, lr: float, decay: float
+    module: nn.Module, groups: Sequence[dict[str, Any]], *, lr: float | Tensor, decay: float
 ) -> list[dict[str, Any]]:
     """Split groups so that parts nearer to the input of a trained module move less.
 

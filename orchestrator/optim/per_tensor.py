@@ -169,8 +169,8 @@ class AbstractPerTensorOptimizer(torch.optim.Optimizer, abc.ABC):
                 key = (id(group), state.get("step", 0))
                 if key not in rules:
                     rules[key] = self.rule(key[1], group)
-                centralized = group.get("gradient_centralization", False)
-                item = make_item(weight, gradient, state, rules[key], centralized=centralized)
+                by_rows = group.get("gradient_centralization", False)
+                item = make_item(weight, gradient, state, rules[key], centralized=by_rows)
             if item is None or (chosen == "fused" and not fused.takes(item)):
                 chosen = "reference"
                 self._update_by_reference(weight, gradient, state, group)

@@ -65,7 +65,7 @@ class RangerLARS(AbstractPerTensorOptimizer):
         weight_decay: lambda.
         trust_coefficient: eta.
         trust: which direction the ratio is taken from.
-        compat: "over9000" for the rule of the first author's code, below; None for ours.
+        compat: "over9000" for the rule of the first author's code, above; None for ours.
         sync_every: steps between two synchronizations of the slow weights.
         slow_step_size: alpha, in (0, 1].
         layer_adaptation: False for biases and normalization gains (see `param_groups`): ratio 1.
@@ -182,10 +182,8 @@ class RangerLARS(AbstractPerTensorOptimizer):
         betas, decay, lr = group["betas"], group["weight_decay"], group["lr"]
         factor = rectification(step, betas[1], rectify_above=group["rectify_above"])
         moments = moment_coefficients(step, betas=betas, eps=group["eps"], maximize=group["maximize"])
-        rate, common = (
-            lr * group["trust_coefficient"],
-            {"slow_step": slow_step(step, group), "is_adapted": group["layer_adaptation"]},
-        )
+        rate = lr * group["trust_coefficient"]
+        common = {"slow_step": slow_step(step, group), "is_adapted": group["layer_adaptation"]}
         if group["compat"] == "over9000":
             length, keep = _over9000_step(step, group, factor), 1 - lr * decay
             return AdamRule(

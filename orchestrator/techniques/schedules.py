@@ -5,9 +5,27 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+
+class Schedule(Protocol):
+    """A learning-rate schedule: one call a step, and a state that a checkpoint keeps."""
+
+    def step(self) -> None:
+        """Set the rates of the next step."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
+        """Continue from what `state_dict` returned."""
+        ...
+
 
 Decay = Callable[[float, float], float]
 """Progress in [0, 1] since the warm-up, power -> factor in [0, 1]."""
@@ -87,6 +105,7 @@ def build_schedule(
     *,
     name: str,
     total_steps: int,
+    first_step: int = 0,
     warmup_fraction: float = WARMUP_FRACTION,
     warmup_start: float = 1 / 20,
     power: float = 2.0,
@@ -101,7 +120,8 @@ def build_schedule(
     Args:
         optimizer: each group's rate is the one reached at the end of the warm-up.
         name: "constant", "polynomial" or "cosine".
-        total_steps: steps of the optimizer in the whole run.
+        total_steps: steps in the whole run.
+        first_step: steps of the run that are done already, by another optimizer.
         warmup_fraction: in [0, 1].
         warmup_start: in [0, 1].
         power: > 0.
@@ -125,4 +145,6 @@ def build_schedule(
     if not 0.0 < power < math.inf:
         raise ValueError(f"power must be in (0, inf), got {power!r}")
     factor = functools.partial(rate_factor, name=name, total_steps=total_steps, power=power, **fractions)
-    return LambdaLR(optimizer, factor)
+    for group in optimizer.param_groups if first_step else []:
+        group["initial_lr"] = group["lr"]
+    return LambdaLR(optimizer, factor, last_epoch=first_step - 1)

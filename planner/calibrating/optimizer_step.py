@@ -13,10 +13,10 @@ from torch import nn
 from cost_models.measured import OPTIMIZER
 from cost_models.work import Work
 from planner.calibrating.timer import Distance
+from planner.capturing.optimizer_step import BuildOptimizer
 from planner.lower.fakes import fake_mode_of, fake_module
 from planner.lower.trace import TorchDispatchMode, pytree, storage_bytes
 
-BuildOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 # Of the real parameters and state that are made to time a step.
 _MAX_BYTES = 8 << 30
 

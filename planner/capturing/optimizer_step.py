@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,26 +13,39 @@ from planner.errors import CaptureError
 from planner.lower.fakes import fake_mode_of, fake_module
 from planner.lower.trace import TorchDispatchMode, pytree, storage_bytes, storage_key
 
+BuildOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
+Optimizers = BuildOptimizer | Sequence[BuildOptimizer]
+"""Builds the optimizer of a module; several build those of a run that come one after the other."""
 
-def optimizer_bytes(
-    model: nn.Module,
-    optimizer: Callable[[nn.Module], torch.optim.Optimizer],
-    *,
-    shape: Callable[[torch.Tensor], tuple[int, ...]],
-) -> tuple[int, int]:
+Shape = Callable[[torch.Tensor], tuple[int, ...]]
+
+
+def optimizer_bytes(model: nn.Module, optimizers: Optimizers, *, shape: Shape) -> tuple[int, int]:
     """State bytes of an optimizer, and the most bytes that one of its steps allocates besides.
 
     The optimizer steps twice without memory: the first step makes its state, the second shows what it allocates on
-    the way.
+    the way. Of several, each is freed before the next one makes its state, so with states s_i and temporaries t_i
+
+        state = max s_i         temporaries = max (s_i + t_i) - state
 
     Args:
         model: real, fake or meta parameters.
-        optimizer: builds the optimizer of a module.
-        shape: of the part of a parameter that the optimizer works on.
+        optimizers: of the run.
+        shape: of the part of a parameter that an optimizer works on.
 
     Returns:
         (state, temporaries), each in bytes.
+
+    Raises:
+        CaptureError: a step cannot be tried without memory.
     """
+    builds = optimizers if isinstance(optimizers, Sequence) else (optimizers,)
+    each = [_bytes_of(model, build, shape=shape) for build in builds]
+    state_bytes = max(state for state, _ in each)
+    return state_bytes, max(state + temporaries for state, temporaries in each) - state_bytes
+
+
+def _bytes_of(model: nn.Module, optimizer: BuildOptimizer, *, shape: Shape) -> tuple[int, int]:
     mode = fake_mode_of(model, ())
     fake = fake_module(model, mode)
     live = _LiveBytes()
@@ -55,7 +68,7 @@ def optimizer_bytes(
     return unique_bytes(t for t in state if isinstance(t, torch.Tensor)), live.peak_bytes
 
 
-def _cut(fake: nn.Module, shape: Callable[[torch.Tensor], tuple[int, ...]]) -> None:
+def _cut(fake: nn.Module, shape: Shape) -> None:
     """Replace the parameters of a fake module by parts of them; tied ones stay tied."""
     parts: dict[nn.Parameter, nn.Parameter] = {}
     for module in fake.modules():

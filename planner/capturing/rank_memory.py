@@ -12,7 +12,7 @@ from torch import nn
 
 from planner.blocks import Unit, units
 from planner.capturing.gathering import Transient, UnitBytes, transient
-from planner.capturing.optimizer_step import optimizer_bytes
+from planner.capturing.optimizer_step import Optimizers, optimizer_bytes
 from planner.lower.trace import storage_bytes
 
 Sharding = Literal["ddp", "fsdp", "fsdp_keep"]
@@ -62,7 +62,7 @@ class RankMemory:
 def rank_memory(
     model: nn.Module,
     *,
-    optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None,
+    optimizer: Optimizers | None,
     world_size: int,
     sharding: Sharding = "ddp",
     rank: int = 0,
@@ -83,7 +83,7 @@ def rank_memory(
 
     Args:
         model: real, fake or meta parameters, not sharded yet.
-        optimizer: builds the optimizer of a module; None has no state.
+        optimizer: builds the optimizer of a module, or several do, one after the other; None has no state.
         world_size: p; 1 without sharing.
         sharding: "ddp" for a copy a rank; "fsdp" for FSDP2 that frees a block between forward and backward,
             "fsdp_keep" for one that does not.

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
 from torch import nn
 
 from planner.capture import Captured
+from planner.capturing.optimizer_step import Optimizers
 from planner.capturing.rank_memory import Sharding, rank_memory
 from planner.graph import Graph, Phase, ValueKind
 from planner.lower.trace import TANGENTS_STAY
@@ -18,7 +16,7 @@ def static_memory(
     captured: Captured,
     model: nn.Module,
     *,
-    optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None,
+    optimizer: Optimizers | None,
     world_size: int,
     accumulation: int,
     sharding: Sharding = "ddp",
@@ -34,7 +32,7 @@ def static_memory(
     Args:
         captured: the step.
         model: the module that it was captured from.
-        optimizer: builds the optimizer of a module; None charges nothing.
+        optimizer: builds the optimizer of a module, or several do, one after the other; None charges nothing.
         world_size: data-parallel ranks.
         accumulation: micro-batches in one step of the optimizer.
         sharding: how several ranks share the model; see `rank_memory`.

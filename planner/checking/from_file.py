@@ -40,19 +40,19 @@ def checked_workload(
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
     accumulation: int = 1,
 ) -> Checked:
-    """The step of one rank that trains alone; the loss lies inside the module, as in training.
+    """The step of one rank that trains alone, with its first optimizer; the loss lies inside the module.
 
     Args:
         workload: model, batch, loss, optimizer, hardware.
         device: type of the device that it runs on.
-        optimizer: builds the optimizer of a module; None takes the workload's.
+        optimizer: builds the optimizer of a module; None takes the workload's first.
         accumulation: micro-batches in one step of the optimizer.
 
     Raises:
         WorkloadError: model, batch, loss or optimizer cannot be made.
         CaptureError, ValueError: as for `planner.plan`.
     """
-    optimizer = optimizer or workload.optimizer_factory()
+    optimizer = optimizer or workload.optimizer.factories()[0]
     prepared = prepare_workload(workload, device=device, optimizer=optimizer, accumulation=accumulation)
     loss = workload.loss_fn()
     torch.manual_seed(0)

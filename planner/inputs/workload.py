@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import re
 import threading
@@ -10,10 +9,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from cost_models.hardware import load_hardware
 from cost_models.units import parse_seconds
+from planner.inputs.optimizers import OptimizerSpec
 from planner.inputs.strict import StrictModel, WorkloadError, sentence, unknown_name
 from planner.inputs.targets import TargetSpec
 from planner.inputs.yaml_reader import read_yaml
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-OPTIMIZER_GROUP = "lowtide.optimizers"
 _TRAIN_KEY = "train"
 _DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 
@@ -82,19 +81,6 @@ class BatchSpec(StrictModel):
 def _batch_kind(value: Any) -> str:
     named = isinstance(value, str | TargetSpec) or (isinstance(value, Mapping) and "target" in value)
     return "callable" if named else "spec"
-
-
-class OptimizerSpec(StrictModel):
-    """An optimizer by name; every other key is one of its hyperparameters."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    name: str
-
-    @property
-    def hyper(self) -> dict[str, Any]:
-        """The hyperparameters as written."""
-        return dict(self.model_extra or {})
 
 
 def parse_gap(text: str) -> float:
@@ -257,27 +243,6 @@ class Workload(StrictModel):
         """loss(output, targets) -> scalar, or None where the model returns its own loss."""
         return None if self.loss is None else self.loss.as_function()
 
-    def optimizer_factory(self) -> Callable[[nn.Module], torch.optim.Optimizer]:
-        """module -> optimizer, from the entry points of `lowtide.optimizers` or from torch.optim.
-
-        Raises:
-            WorkloadError: no optimizer has this name.
-        """
-        name, hyper = self.optimizer.name, self.optimizer.hyper
-        known = optimizer_classes()
-        if name not in known:
-            raise WorkloadError(unknown_name("optimizer", name, list(known)))
-
-        def build(module: nn.Module) -> torch.optim.Optimizer:
-            try:
-                return known[name](module.parameters(), **hyper)
-            except (TypeError, ValueError) as error:
-                raise WorkloadError(
-                    f"optimizer {name!r} refuses {hyper}: {error}. Correct its keys"
-                ) from error
-
-        return build
-
 
 def check_budget(budget: Any) -> str:
     """A budget as the planner reads it: bytes with a unit, a percentage, or "none".
@@ -291,22 +256,6 @@ def check_budget(budget: Any) -> str:
         )
     Budget.parse(budget)
     return budget
-
-
-def optimizer_classes() -> dict[str, type[torch.optim.Optimizer]]:
-    """Every optimizer by name: the entry points of `lowtide.optimizers`, and torch.optim's in snake case."""
-    import torch
-
-    known: dict[str, type[torch.optim.Optimizer]] = {
-        re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", "_", key).lower(): kind
-        for key, kind in vars(torch.optim).items()
-        if isinstance(kind, type)
-        and issubclass(kind, torch.optim.Optimizer)
-        and kind is not torch.optim.Optimizer
-    }
-    return known | {
-        point.name: point.load() for point in importlib.metadata.entry_points(group=OPTIMIZER_GROUP)
-    }
 
 
 def _examples(tensors: Any, *, seed: int) -> Any:

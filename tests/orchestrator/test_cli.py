@@ -68,6 +68,28 @@ def test_json_is_one_object_a_step_and_one_at_the_end(write_job: Any):
     assert result.stderr == ""
 
 
+def test_a_change_of_the_optimizer_is_told_once_and_leaves_the_answer_as_it_is(
+    write_job: Any, tmp_path: Path
+):
+    sgd = {"name": "sgd", "lr": 0.2, "momentum": 0.9, "start": 0.5}
+    path = write_job(optimizer={"name": "adamw", "lr": 0.01, "then": sgd})
+    result = lowtide("train", path)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("step 5: sgd goes on, at learning rate") == 1
+    assert [line.split("  ")[0] for line in result.stdout.splitlines()] == [
+        "validation loss", "recommended batch", "run folder"
+    ]  # fmt: skip
+    (folder,) = (tmp_path / "runs").iterdir()
+    events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events if event["event"] == "optimizer"] == [5]
+    objects = [json.loads(line) for line in lowtide("train", path, "--json").stdout.splitlines()]
+    assert [(part["event"], part["step"]) for part in objects] == [
+        *(("step", at) for at in range(1, 10)),
+        ("end", 9),
+    ]
+    assert all(part.keys() >= STEP_KEYS for part in objects)
+
+
 def test_quiet_training_says_only_its_results(write_job: Any):
     result = lowtide("train", write_job(), "--quiet", "--steps", "2")
     assert result.exit_code == 0

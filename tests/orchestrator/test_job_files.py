@@ -10,7 +10,9 @@ import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
+from orchestrator import optim
 from orchestrator.job import JobSpec
+from planner.inputs.optimizers import optimizer_class
 from planner.inputs.strict import WorkloadError
 from planner.inputs.workload import Workload
 from planner.inputs.yaml_reader import read_yaml
@@ -174,13 +176,21 @@ def test_a_loss_class_is_instantiated_and_a_function_bound(write_job: Any):
 
 def test_an_optimizer_is_found_by_name_and_unknown_ones_are_refused(write_job: Any):
     module = nn.Linear(2, 2)
-    adamw = JobSpec.load(write_job(optimizer={"name": "adamw", "lr": 0.5})).optimizer_factory()(module)
+    adamw = JobSpec.load(write_job(optimizer={"name": "adamw", "lr": 0.5})).optimizer.factories()[0](module)
     assert type(adamw) is torch.optim.AdamW
     assert adamw.param_groups[0]["lr"] == 0.5
     with pytest.raises(WorkloadError, match="unknown optimizer 'adamww'; did you mean 'adamw'"):
-        JobSpec.load(write_job(optimizer={"name": "adamww"})).optimizer_factory()
+        JobSpec.load(write_job(optimizer={"name": "adamww"})).optimizer.factories()
     with pytest.raises(WorkloadError, match="optimizer 'sgd' refuses"):
-        JobSpec.load(write_job(optimizer={"name": "sgd", "rate": 1})).optimizer_factory()(module)
+        JobSpec.load(write_job(optimizer={"name": "sgd", "rate": 1})).optimizer.factories()[0](module)
+
+
+def test_the_planner_alone_knows_the_optimizers_that_training_knows(write_job: Any):
+    for name in optim.optimizer_names():
+        assert optimizer_class(name) is optim.optimizer_class(name)
+    fine_tuning = {"name": "lamb", "lr": 0.5, "depth_decay": 0.8}
+    (build,) = JobSpec.load(write_job(optimizer=fine_tuning)).optimizer.factories()
+    assert type(build(nn.Linear(2, 2))) is optim.LAMB
 
 
 def test_overrides_are_checked_like_the_file(write_job: Any):

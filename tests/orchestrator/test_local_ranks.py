@@ -20,6 +20,7 @@ from orchestrator.metrics import Event
 from orchestrator.planning import plan_job
 from orchestrator.stopping import StopSignal
 from orchestrator.worker import Assignment, Outcome
+from tests.orchestrator.test_training import differences
 
 pytestmark = pytest.mark.slow
 
@@ -122,6 +123,34 @@ def test_a_killed_rank_is_named_and_no_process_stays(write_job: Any, tmp_path: P
     with pytest.raises(RunFailedError, match="rank 1 was ended by SIGKILL"):
         Run(job, tmp_path / "run", at_step=kill)
     assert multiprocessing.active_children() == []
+
+
+def test_ranks_that_are_killed_after_the_change_of_their_optimizer_continue_bit_for_bit(
+    write_job: Any, tmp_path: Path
+):
+    sgd = {"name": "sgd", "lr": 0.2, "momentum": 0.9, "start": 0.5}
+    train = {"workers": 2, "steps": 10, "checkpoint_every": 5}
+    job = JobSpec.load(write_job(optimizer={"name": "adamw", "lr": 0.01, "then": sgd}, train=train))
+
+    def kill(run: Run, step: int) -> None:
+        if step == 7:  # the newest checkpoint is that of step 5, where the change is
+            newest = max(child.pid or 0 for child in multiprocessing.active_children())
+            os.kill(newest, signal.SIGKILL)
+
+    undisturbed = Run(job, tmp_path / "undisturbed")
+    with pytest.raises(RunFailedError, match="rank 1 was ended by SIGKILL"):
+        Run(job, tmp_path / "killed", at_step=kill)
+    # It may have come as far as step 10 before it was killed.
+    for path in (tmp_path / "killed" / "checkpoints").iterdir():
+        if path.name != "step-00000005":
+            shutil.rmtree(path)
+    resumed = Run(job, tmp_path / "killed")
+    assert resumed.losses == undisturbed.losses[5:]
+    weights, again = (
+        load_state(tmp_path / name / "checkpoints" / "step-00000010") for name in ("undisturbed", "killed")
+    )
+    assert differences(weights["model"], again["model"]) == []
+    assert differences(weights["optimizer"], again["optimizer"]) == []
 
 
 def test_bad_input_is_said_once_though_every_rank_meets_it(write_job: Any, tmp_path: Path):

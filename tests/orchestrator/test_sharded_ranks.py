@@ -44,6 +44,7 @@ def loss(outputs, targets):
 STEPS = 10
 SHARDINGS = ("ddp", "fsdp", "fsdp_keep")
 SGD = {"name": "sgd", "lr": 0.01, "momentum": 0.9}
+ADAMW_THEN_SGD = {"name": "adamw", "lr": 0.01, "then": {**SGD, "start": 0.5}}
 RANGER_LARS = {"name": "ranger_lars", "lr": 0.01, "weight_decay": 0.01}
 
 
@@ -111,7 +112,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     clipped = {"accumulation": 2, "clip_norm": 1.0}
     for sharding in SHARDINGS:
         runs.ask(f"sgd {sharding}", runs.job(sharding, SGD, train={"checkpoint_every": 5}))
+        runs.ask(f"in turn {sharding}", runs.job(sharding, ADAMW_THEN_SGD, train={"checkpoint_every": 5}))
         runs.ask(f"larc {sharding}", runs.job(sharding, RANGER_LARS, train=clipped))
+    for step in (4, 5, 6):  # the switch comes after step 5
+        in_turn = runs.job("fsdp", ADAMW_THEN_SGD)
+        runs.ask(f"in turn, stopped after {step}", in_turn, into=f"in turn {step}", stop_after=step)
+        runs.ask(f"in turn, resumed after {step}", in_turn, into=f"in turn {step}")
     stopping = runs.job("fsdp", RANGER_LARS, train=clipped)
     runs.ask("stopped", stopping, stop_after=5)
     runs.ask("resumed", stopping, into="stopped")
@@ -166,6 +172,28 @@ def test_sharded_ranks_stop_and_continue_bit_for_bit(runs: Runs):
     assert not runs.found[0]["stopped"][0].finished
     assert runs.losses("stopped") + runs.losses("resumed") == runs.losses("larc fsdp")
     assert differences(runs.final("stopped"), runs.final("larc fsdp")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["fsdp", "fsdp_keep"])
+def test_sharded_ranks_change_their_optimizer_as_data_parallel_ones_do(runs: Runs, sharding: str):
+    # Both optimizers work number by number, so shares change nothing.
+    found, expected = runs.final(f"in turn {sharding}"), runs.final("in turn ddp")
+    assert differences(found["model"], expected["model"]) == []
+    assert differences(found["optimizer"], expected["optimizer"]) == []
+    assert runs.losses(f"in turn {sharding}") == runs.losses("in turn ddp")
+    assert "momentum_buffer" in found["optimizer"]["state"][0]
+    switches = [event for event in runs.found[0]["in turn fsdp"][1] if event["event"] == "optimizer"]
+    assert [(event["step"], event["name"]) for event in switches] == [(5, "sgd")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [4, 5, 6])
+def test_sharded_ranks_continue_bit_for_bit_around_a_change_of_the_optimizer(runs: Runs, step: int):
+    stopped, resumed = f"in turn, stopped after {step}", f"in turn, resumed after {step}"
+    assert not runs.found[0][stopped][0].finished
+    assert runs.losses(stopped) + runs.losses(resumed) == runs.losses("in turn fsdp")
+    assert differences(runs.final(f"in turn {step}"), runs.final("in turn fsdp")) == []
 
 
 @pytest.mark.slow

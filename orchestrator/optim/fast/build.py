@@ -20,6 +20,7 @@ import torch
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("layerwise.cpp")
+HEADER = SOURCE.with_name("vector.h")
 _FLAGS = ("-O3", "-std=c++17", "-Wno-psabi", "-fno-math-errno", "-fno-trapping-math")
 _VECTOR_FLAGS = {
     "AVX512": ("-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma", "-mprefer-vector-width=512"),
@@ -74,7 +75,8 @@ def _ninja_on_path() -> Iterator[None]:
 def _load() -> ctypes.CDLL:
     capability = torch.backends.cpu.get_cpu_capability()
     flags = _FLAGS + next((f for name, f in _VECTOR_FLAGS.items() if capability.startswith(name)), ())
-    what = (SOURCE.read_text(encoding="utf-8"), *flags, platform.machine(), platform.system())
+    texts = (path.read_text(encoding="utf-8") for path in (SOURCE, HEADER))
+    what = (*texts, *flags, platform.machine(), platform.system())
     name = f"lowtide_layerwise_{hashlib.sha256('|'.join(what).encode()).hexdigest()[:16]}"
     root = Path(torch.hub.get_dir()).with_name("lowtide")
     path = root / f"{name}.so"

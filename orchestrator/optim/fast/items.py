@@ -60,7 +60,7 @@ def is_sharded(weight: Tensor) -> bool:
 
 
 def local_part(weight: Tensor) -> Tensor:
-    """What this rank holds of a tensor."""
+    """What this rank holds of a tensor: of a DTensor its shard, as torch's operations on lists need it."""
     if not is_sharded(weight):
         return weight
     sharded: Any = weight

@@ -46,6 +46,18 @@ def _buckets(items: Sequence[Item]) -> Iterator[list[Item]]:
             yield bucket
 
 
+def synchronize(pairs: Sequence[tuple[Tensor, Tensor]], slow_step: float) -> None:
+    """slow <- slow + slow_step (w - slow), w <- slow, for some pairs (w, slow) of one dtype; allocates nothing."""
+    on_device: dict[torch.device, tuple[list[Tensor], list[Tensor]]] = {}
+    for weight, slow in pairs:
+        weights, slows = on_device.setdefault(weight.device, ([], []))
+        weights.append(weight)
+        slows.append(slow)
+    for weights, slows in on_device.values():
+        torch._foreach_lerp_(slows, weights, slow_step)
+        torch._foreach_copy_(weights, slows)
+
+
 def _adam(items: Sequence[Item], rule: AdamRule) -> None:
     weights = [item.weight for item in items]
     gradients = [item.gradient for item in items]
@@ -77,9 +89,7 @@ def _adam(items: Sequence[Item], rule: AdamRule) -> None:
     _multiply(weights, rule.keep)
     _subtract(weights, x, rate)
     if rule.slow_step:
-        slow = [cast(Tensor, item.slow) for item in items]
-        torch._foreach_lerp_(slow, weights, rule.slow_step)
-        torch._foreach_copy_(weights, slow)
+        synchronize([(item.weight, cast(Tensor, item.slow)) for item in items], rule.slow_step)
 
 
 def _along(

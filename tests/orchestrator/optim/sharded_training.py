@@ -23,7 +23,9 @@ MAKERS = {
     "ranger_lars_before_rectify": lambda params, **o: RangerLARS(
         params, lr=0.02, trust="before_rectify", **o
     ),
-    "lookahead": lambda params, **o: Lookahead(torch.optim.AdamW(params, lr=0.02)),
+    "lookahead": lambda params, implementation="foreach": Lookahead(
+        torch.optim.AdamW(params, lr=0.02), implementation=implementation
+    ),
 }
 
 

@@ -54,7 +54,10 @@ def test_a_resumed_run_has_the_same_weights_and_averages(make, kind):
         assert_same_parameters(straight[0], resumed[0])
 
 
-@pytest.mark.parametrize("options", [{"kind": "mean"}, {"decay": 1.0}, {"start_step": -1}])
+@pytest.mark.parametrize(
+    "options",
+    [{"kind": "mean"}, {"decay": 1.0}, {"decay": "0.9"}, {"start_step": -1}, {"start_step": 2.5}],
+)
 def test_a_bad_average_is_refused(options):
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
     with pytest.raises(ValueError, match="got"):

@@ -1,12 +1,15 @@
 """The fast implementations equal the reference, and are really what runs."""
 
 import random
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
 from small_training import OWN, over_own
 from torch import nn
 
+import orchestrator
 from orchestrator.optim import LAMB, LARS, Ranger, RangerLARS
 from orchestrator.optim.fast import build
 from planner.capturing.optimizer_step import optimizer_bytes
@@ -210,3 +213,12 @@ def test_the_planner_predicts_the_bytes_of_the_implementation_that_runs(implemen
         implementation
     ]
     assert least <= temporary <= most
+
+
+def test_what_the_kernel_is_built_from_is_in_the_wheel():
+    package = Path(orchestrator.__file__).parent
+    pyproject = tomllib.loads((package.parent / "pyproject.toml").read_text())
+    patterns = pyproject["tool"]["setuptools"]["package-data"]["orchestrator"]
+    shipped = {path for pattern in patterns for path in package.glob(pattern)}
+    folder = build.SOURCE.parent
+    assert {build.SOURCE, build.HEADER} == shipped == {*folder.glob("*.cpp"), *folder.glob("*.h")}

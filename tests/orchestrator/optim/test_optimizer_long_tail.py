@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from orchestrator import optim
-from orchestrator.optim import build_optimizer, long_tail, rates_by_depth
+from orchestrator.optim import build_optimizer, rates_by_depth
+from planner.inputs import long_tail
 
 needs_peer = pytest.mark.skipif(
     importlib.util.find_spec("pytorch_optimizer") is None, reason="pytorch_optimizer is not installed"
@@ -46,6 +47,11 @@ class Model(nn.Module):
         self.embed = nn.Embedding(5, 4)
         self.blocks = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
         self.head = nn.Linear(4, 5, bias=False)
+
+
+def test_rates_by_depth_need_a_rate_that_is_a_number():
+    with pytest.raises(ValueError, match=r"depth_decay needs a number as lr of lamb, got '0.1'"):
+        build_optimizer("lamb", Model(), lr="0.1", depth_decay=0.5)
 
 
 def test_rates_fall_by_level_from_the_head_to_the_embedding():

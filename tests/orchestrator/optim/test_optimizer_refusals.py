@@ -5,7 +5,11 @@ import torch
 from small_training import over_own
 from torch import nn
 
-from orchestrator.optim import LAMB, LARS, Ranger, RangerLARS
+from orchestrator.optim import LAMB, LARS, Lookahead, Ranger, RangerLARS
+
+
+def lookahead(params, **options):
+    return Lookahead(torch.optim.SGD(params, lr=0.1), **options)
 
 
 @over_own
@@ -39,7 +43,11 @@ def test_sparse_gradients_are_refused_before_anything_moves(make):
         (Ranger, {"slow_step_size": 0.0}, r"slow_step_size must be a number in \(0, 1\], got 0"),
         (Ranger, {"rectify_above": 3.0}, r"rectify_above must be a number in \[4, inf\), got 3.0"),
         (RangerLARS, {"trust": "lars"}, "trust must be one of direction, before_rectify, got 'lars'"),
-        (RangerLARS, {"slow_step_size": 1.5}, "slow_step_size"),
+        (RangerLARS, {"slow_step_size": 1.5}, r"slow_step_size must be a number in \(0, 1\], got 1.5"),
+        (Ranger, {"slow_step_size": -0.5}, r"slow_step_size must be a number in \(0, 1\], got -0.5"),
+        (Ranger, {"slow_step_size": None}, r"slow_step_size must be a number in \(0, 1\], got None"),
+        (lookahead, {"sync_every": 0}, "sync_every must be an integer >= 1, got 0"),
+        (lookahead, {"slow_step_size": 2}, r"slow_step_size must be a number in \(0, 1\], got 2"),
     ],
 )
 def test_bad_hyperparameters_are_refused_with_value_and_range(make, options, message):

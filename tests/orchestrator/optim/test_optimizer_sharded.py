@@ -12,6 +12,8 @@ pytestmark = pytest.mark.skipif(
     not dist.is_available(), reason="this torch is built without torch.distributed"
 )
 
+IMPLEMENTATIONS = ("reference", "fused", "foreach")
+
 
 def sharded(model) -> Any:
     from torch.distributed.fsdp import fully_shard
@@ -23,17 +25,10 @@ def largest_differences_to_unsharded(folder):
     """By optimizer and implementation: the largest difference over the largest weight, after 8 steps."""
     differences = {}
     for name, make in MAKERS.items():
-        for implementation in ("reference", "fused", "foreach"):
+        for implementation in ("reference", "foreach") if name == "lookahead" else IMPLEMENTATIONS:
             whole = model_of_uneven_shards()
             split = sharded(copy.deepcopy(whole))
-            optimizers = [
-                make(
-                    whole.parameters(), **({} if name == "lookahead" else {"implementation": implementation})
-                ),
-                make(
-                    split.parameters(), **({} if name == "lookahead" else {"implementation": implementation})
-                ),
-            ]
+            optimizers = [make(m.parameters(), implementation=implementation) for m in (whole, split)]
             for step in range(8):
                 for model, optimizer in zip((whole, split), optimizers):
                     train_step(model, optimizer, step)
@@ -42,7 +37,7 @@ def largest_differences_to_unsharded(folder):
             differences[f"{name} {implementation}"] = (
                 max((p - q).abs().max().item() for p, q in pairs) / scale
             )
-            if name != "lookahead":
+            if name != "lookahead":  # which synchronizes in every sixth step alone
                 assert set(optimizers[1].last_step) <= {implementation, "reference"}
     return differences
 
@@ -112,7 +107,7 @@ def runs(tmp_path_factory):
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_sharded_steps_agree_with_whole_ones(runs, world_size):
     for differences in (answer[0] for answer in runs[world_size]):
-        assert len(differences) == 3 * len(MAKERS)
+        assert len(differences) == 3 * len(MAKERS) - 1
         assert max(differences.values()) <= 1e-7, differences
 
 
