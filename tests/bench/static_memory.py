@@ -39,7 +39,7 @@ from tests.ranks import on_ranks
 WORLD = 2
 SIZES = (2, 4)
 # Gloo's threads free what they copied some time after a collective: how long to wait, and how often to try.
-SETTLE_S = 0.005
+SETTLE_S = 0.002
 MOST_STEPS = 60
 SHARDINGS: tuple[Sharding, ...] = ("ddp", "fsdp", "fsdp_keep")
 OPTIMIZERS: dict[str, dict[str, Any]] = {
