@@ -18,7 +18,7 @@ TOLERANCE = 0.2
 MIN_BATCHES = 3
 # The curve is looked at from e^-9 times the smallest batch to e^9 times the largest: beyond, it does not change.
 _REACH = 9.0
-_GRID = 400
+_GRID = 160
 _MAX_INTERVAL_RATIO = 4.0
 
 

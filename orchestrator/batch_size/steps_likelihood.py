@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-# Bisections of a positive scale within a factor of e^12 around its start, to 1e-6 of it.
-_SCALE_HALVINGS = 24
-_SCALE_SPAN = 12.0
-_EDGE_HALVINGS = 26
+# Bisections of a positive scale within a factor of e^6 around its start, to 5e-5 of it.
+_SCALE_HALVINGS = 18
+_SCALE_SPAN = 6.0
+_EDGE_HALVINGS = 18
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class StepsLikelihood:
         # Censored runs can only raise it: to their own limits at most, and then some.
         low, high = start.copy(), np.maximum(start, detrended.max(1)) + 1.0
         ratio = (np.sqrt(5.0) - 1) / 2
-        for _ in range(40):
+        for _ in range(24):
             left, right = high - ratio * (high - low), low + ratio * (high - low)
             rises = self._of_residuals(detrended - right[:, None]) > self._of_residuals(
                 detrended - left[:, None]
