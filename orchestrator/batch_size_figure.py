@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours; the regions in the lightest tints of three of them.
 _RUNS, _FIT, _NOISE, _PERFECT = "#000000", "#0072B2", "#D55E00", "#666666"
 _REGIONS = (
-    ("perfect scaling", "#009E73"),
-    ("diminishing returns", "#F0E442"),
-    ("maximal data parallelism", "#CC79A7"),
+    ("perfect\nscaling", "#009E73"),
+    ("diminishing\nreturns", "#F0E442"),
+    ("maximal data\nparallelism", "#CC79A7"),
 )
 _SHADE = 0.13
 

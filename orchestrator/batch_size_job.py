@@ -6,10 +6,13 @@ import functools
 import inspect
 import math
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from orchestrator.batch_size.branched import Branches, judge
 from orchestrator.batch_size.critical_batch import CriticalBatch, fit_critical_batch
+from orchestrator.batch_size.methods import Method
 from orchestrator.batch_size.noise_scale import NoiseScale
 from orchestrator.batch_size.rate_rule import rate_rule
 from orchestrator.batch_size.results_file import (
@@ -19,13 +22,15 @@ from orchestrator.batch_size.results_file import (
     ProbeFound,
     ResultsFile,
     SweepFound,
+    SweepRun,
 )
 from orchestrator.batch_size.short_run import NoisePoint, ShortRun
 from orchestrator.batch_size.sweep import Grid, outcomes
 from orchestrator.batch_size_command import BatchSizeRequest
 from orchestrator.batch_size_figure import branches_figure, sweep_figure
-from orchestrator.batch_size_report import Said, branched_report, methods_of, probe_report, sweep_report
+from orchestrator.batch_size_report import Said, branched_report, methods_of, probe_report
 from orchestrator.batch_size_runs import Watch, base_request, run_branches, run_noise, run_sweep
+from orchestrator.batch_size_sweep_report import sweep_report
 from orchestrator.checkpoint import CheckpointError, CheckpointStore, load_state, step_of
 from orchestrator.data import load_datasets
 from orchestrator.job import JobSpec
@@ -43,6 +48,7 @@ _MIN_PROBE_STEPS = 20
 # Share of the probe's time that its steps may take; the rest is for the measurement.
 _STEPS_SHARE = 0.4
 _MOST_DOUBLINGS = 4
+Answered = TypeVar("Answered")
 
 
 def answer_batch_size(request: BatchSizeRequest) -> Answer:
@@ -110,8 +116,8 @@ def _probe(request: BatchSizeRequest, file: ResultsFile) -> Said:
             schedule.step()
             if not math.isfinite(loss):
                 return Said.failed(
-                    f"the loss is not finite after {run.steps} steps at rate {rate:g}. Lower the rate of the job, or "
-                    "have a look at its data."
+                    f"the loss is not finite after {run.steps} steps at rate {rate:g}. Lower the rate of the job, "
+                    "or have a look at its data."
                 )
     loss = run.evaluate()
     if not math.isfinite(loss):
@@ -134,8 +140,8 @@ def _sweep(request: BatchSizeRequest, file: ResultsFile, watch: Watch) -> Said:
     if earlier is not None:
         if (earlier.target_loss, earlier.num_evaluated) != (section.target_loss, section.num_evaluated):
             raise ValueError(
-                f"{file.path} holds a sweep to loss {earlier.target_loss:g} of {earlier.num_evaluated} samples, asked "
-                f"is {section.target_loss:g} of {section.num_evaluated}. Name another file with --out."
+                f"{file.path} holds a sweep to loss {earlier.target_loss:g} of {earlier.num_evaluated} samples, "
+                f"asked is {section.target_loss:g} of {section.num_evaluated}. Name another file with --out."
             )
         watch.say(f"{len(earlier.runs)} runs are in {file.path} already")
     else:
@@ -159,7 +165,7 @@ def _sweep(request: BatchSizeRequest, file: ResultsFile, watch: Watch) -> Said:
     return said
 
 
-def _why_none(runs: tuple, target_loss: float) -> str:
+def _why_none(runs: Sequence[SweepRun], target_loss: float) -> str:
     """Why no run reached the target, in a sentence."""
     if all(run.outcome == "diverged" for run in runs):
         return f"all {len(runs)} runs diverged. Give lower --rates."
@@ -203,8 +209,9 @@ def _branched(request: BatchSizeRequest, file: ResultsFile, watch: Watch) -> Sai
     rate = float(state["optimizer"]["param_groups"][0]["lr"])
     if not rate > 0:
         raise CheckpointError(
-            f"the schedule has ended at checkpoint {chosen}: its rate is {rate:g}, so nothing moves. Name an earlier "
-            "one, such as RUN_DIR/checkpoints/step-00000100; train.checkpoint_every and keep_checkpoints keep some."
+            f"the schedule has ended at checkpoint {chosen}: its rate is {rate:g}, so nothing moves. Name an "
+            "earlier one, such as RUN_DIR/checkpoints/step-00000100; train.checkpoint_every and "
+            "keep_checkpoints keep some."
         )
     section = BranchesFound(
         checkpoint=(chosen / "sha256").read_text(encoding="ascii"),
@@ -254,7 +261,7 @@ def checkpoint_of(path: Path) -> Path:
     )
 
 
-def _methods(request: BatchSizeRequest, found: Found) -> list:
+def _methods(request: BatchSizeRequest, found: Found) -> list[Method]:
     """What all methods that have an answer in the file say of the critical batch."""
     fit: CriticalBatch | None = None
     branches: Branches | None = None
@@ -269,7 +276,7 @@ def _methods(request: BatchSizeRequest, found: Found) -> list:
     return methods_of(found, fit, branches)
 
 
-def _or_none(make):  # noqa: ANN001
+def _or_none(make: Callable[[], Answered]) -> Answered | None:
     """The answer, None where there is none yet."""
     try:
         return make()

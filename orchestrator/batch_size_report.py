@@ -1,14 +1,15 @@
-"""What `lowtide batch-size` prints: tables, sentences, and the same as one object."""
+"""What `lowtide batch-size` prints of a probe and of branches, and the same as one object."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from orchestrator.batch_size.branched import TOLERANCE, Branches, implied_critical_batch
-from orchestrator.batch_size.critical_batch import CriticalBatch, median_steps, regions
+from orchestrator.batch_size.critical_batch import CriticalBatch
 from orchestrator.batch_size.methods import (
     Method,
     branched_method,
@@ -18,8 +19,7 @@ from orchestrator.batch_size.methods import (
 )
 from orchestrator.batch_size.noise_scale import NoiseScale, recommended_batch
 from orchestrator.batch_size.rate_rule import rate_factor_of, rate_rule
-from orchestrator.batch_size.results_file import BranchesFound, Found, Noise, SweepFound
-from orchestrator.batch_size.sweep import at_edge, best_run, outcomes
+from orchestrator.batch_size.results_file import BranchesFound, Found, Noise
 from orchestrator.batch_size_command import BatchSizeRequest
 from orchestrator.job import JobSpec
 from orchestrator.metrics import finite
@@ -81,40 +81,35 @@ def mean_noise(points: Sequence[Noise]) -> float | None:
     if not known:
         return None
     steps = [step for step, _ in known]
-    edges = [steps[0], *((a + b) / 2 for a, b in zip(steps, steps[1:])), steps[-1]]
-    weights = [b - a for a, b in zip(edges, edges[1:])]
+    edges = [steps[0], *((a + b) / 2 for a, b in itertools.pairwise(steps)), steps[-1]]
+    weights = [b - a for a, b in itertools.pairwise(edges)]
     total = sum(weights)
     if total == 0:
         return known[0][1]
     return sum(weight * value for weight, (_, value) in zip(weights, known)) / total
 
 
-def _recommendation(job: JobSpec, batch: int, *, near_batch: int, near_rate: float) -> dict[str, Any]:
+def recommendation(job: JobSpec, batch: int, *, near_batch: int, near_rate: float) -> dict[str, Any]:
     """A batch, and the rate that the optimizer's rule makes of one that is known to be good."""
     rule = rate_rule(job.optimizer.name)
     rate = near_rate * rate_factor_of(batch / near_batch, rule)
     return {"batch": batch, "rate": rate, "rule": rule, "from_batch": near_batch, "from_rate": near_rate}
 
 
-def _recommended_line(found: dict[str, Any], because: str) -> str:
+def recommended_line(found: dict[str, Any], because: str) -> str:
+    """The same in words."""
     same = found["batch"] == found["from_batch"]
     how = "" if same else f" ({found['rule']} from {found['from_rate']:.4g} at {found['from_batch']})"
     return f"recommended          batch {found['batch']}, rate {found['rate']:.4g}{how}: {because}"
 
 
-def _whole_batch(job: JobSpec, size: float) -> int:
-    """The largest power-of-two multiple of what the job's workers compute at once, at most `size`."""
-    unit = job.micro_batch * job.train.workers
-    if math.isinf(size):
-        raise ValueError("no bound")
-    return unit * 2 ** max(0, math.floor(math.log2(max(size, unit) / unit)))
-
-
-def _disagreement_lines(sentences: Sequence[str]) -> list[str]:
+def disagreement_lines(sentences: Sequence[str]) -> list[str]:
+    """A line for each."""
     return [f"disagreement         {sentence}" for sentence in sentences]
 
 
-def _is_adaptive(job: JobSpec) -> bool:
+def is_adaptive(job: JobSpec) -> bool:
+    """Whether the job's optimizer is Adam-like, for which the noise scale says little."""
     return rate_rule(job.optimizer.name) == "square root"
 
 
@@ -140,11 +135,11 @@ def probe_report(
     ]
     recommended = None
     if advice.batch is not None:
-        recommended = _recommendation(job, advice.batch, near_batch=job.global_batch, near_rate=rate)
-        lines.append(_recommended_line(recommended, f"now batch {job.global_batch}; {advice.reason}"))
-    disagree = disagreements(others, adaptive=_is_adaptive(job))
+        recommended = recommendation(job, advice.batch, near_batch=job.global_batch, near_rate=rate)
+        lines.append(recommended_line(recommended, f"now batch {job.global_batch}; {advice.reason}"))
+    disagree = disagreements(others, adaptive=is_adaptive(job))
     following = _next_of_probe(request, scale, noise)
-    lines += _disagreement_lines(disagree)
+    lines += disagreement_lines(disagree)
     lines += [f"next                 {line}" for line in following]
     payload = {
         "status": verdict,
@@ -165,117 +160,23 @@ def _next_of_probe(request: BatchSizeRequest, scale: NoiseScale, noise: Noise) -
         following.append(f"{command} --time-limit {4 * request.time_limit_s:g}s")
     if request.checkpoint is None:
         following.append(
-            f"lowtide train {request.path}, then {command} --checkpoint RUN_DIR: the noise grows while the loss falls"
+            f"lowtide train {request.path}, then {command} --checkpoint RUN_DIR: the noise grows as the loss "
+            "falls"
         )
-    if _is_adaptive(request.job):
+    if is_adaptive(request.job):
         following.append(
-            f"{command} --branched --checkpoint RUN_DIR: with {request.job.optimizer.name} the noise scale may be far "
-            "too small"
+            f"{command} --branched --checkpoint RUN_DIR: with {request.job.optimizer.name} the noise scale may be "
+            "far too small"
         )
     following.append(f"{command} --sweep --target-loss {noise.loss:.2g}")
     return following
 
 
-def sweep_report(
-    request: BatchSizeRequest, found: SweepFound, fit: CriticalBatch, *, others: Sequence[Method], rate: float
-) -> Said:
-    """A row a batch size, the fitted curve with its intervals, the regions, the noise scale beside them."""
-    job, seed = request.job, request.job.train.seed
-    runs = outcomes(found.runs, first_seed=seed)
-    cut = regions(fit.b_crit)
-    table, cells = [], []
-    for median in median_steps(runs):
-        best = best_run(found.runs, median.batch, first_seed=seed)
-        row = {
-            "batch": median.batch,
-            "rate": None if best is None else best.rate,
-            "steps": median.steps,
-            "reached": median.reached,
-            "seeds": [run.steps for run in runs if run.batch == median.batch],
-            "examples": median.steps * median.batch,
-            "fitted_steps": finite(fit.steps(median.batch)),
-            "region": cut.of(median.batch),
-        }
-        table.append(row)
-        more = "" if median.reached else "> "
-        cells.append(
-            (
-                str(median.batch),
-                "" if best is None else f"{best.rate:.4g}",
-                f"{more}{median.steps:.0f}",
-                f"{more}{row['examples']:.0f}",
-                f"{fit.steps(median.batch):.1f}",
-                row["region"],
-            )
-        )
-    lines = text_table(("batch", "rate", "steps", "examples", "fitted", "region"), cells)
-    lines += _fit_lines(fit)
-    lines.append(
-        f"regions              perfect scaling up to {cut.perfect_until:.4g} (at most {cut.tolerance:.0%} more examples "
-        f"than the least), maximal data parallelism from {cut.maximal_from:.4g} (at most {cut.tolerance:.0%} more steps)"
-    )
-    mean = mean_noise(found.noise)
-    if mean is not None:
-        known = [point.value for point in found.noise if point.value is not None]
-        lines.append(
-            f"noise scale          {mean:.4g} on the mean of the way, {known[0]:.4g} at its start, {known[-1]:.4g} at its "
-            f"end; {mean / fit.b_crit:.2g} times the critical batch"
-        )
-    recommended = None
-    if fit.reliable:
-        batch = _whole_batch(job, fit.b_crit)
-        reached = {run.batch for run in runs if run.reached}
-        near = min(reached, key=lambda size: abs(math.log(size / batch)))
-        chosen = best_run(found.runs, near, first_seed=seed)
-        assert chosen is not None
-        recommended = _recommendation(job, batch, near_batch=near, near_rate=chosen.rate)
-        why = f"{fit.steps(batch) / fit.s_min:.2g} times the least steps, {fit.examples(batch) / fit.e_min:.2g} times the least examples"
-        lines.append(_recommended_line(recommended, why))
-    edges = at_edge(found.runs, first_seed=seed)
-    if edges:
-        named = ", ".join(map(str, edges))
-        lines.append(
-            f"rates                the best one is the last one tried at batch {named}: add --rates beyond it"
-        )
-    disagree = disagreements(others, adaptive=_is_adaptive(job))
-    lines += _disagreement_lines(disagree)
-    payload = {
-        "status": "reliable" if fit.reliable else "unreliable",
-        "target_loss": found.target_loss,
-        "fit": {key: _plain(value) for key, value in asdict(fit).items()},
-        "regions": {key: finite(value) for key, value in asdict(cut).items()},
-        "table": table,
-        "noise_scale_mean": mean,
-        "noise_scale": [point.model_dump() for point in found.noise],
-        "recommended": recommended,
-        "rates_at_edge": edges,
-        "disagreements": disagree,
-    }
-    complaint = "" if fit.reliable else f"the critical batch is unreliable: {fit.reason}"
-    return Said(int(not fit.reliable), payload, lines, complaint)
-
-
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """What JSON can hold: None for an infinity."""
     if isinstance(value, tuple):
         return [finite(part) for part in value]
     return finite(value) if isinstance(value, float) else value
-
-
-def _fit_lines(fit: CriticalBatch) -> list[str]:
-    def line(name: str, value: float, interval: tuple[float, float], unit: str) -> str:
-        return (
-            f"{name:<20} {value:.4g} {unit}, {interval[0]:.4g} to {interval[1]:.4g} at {fit.confidence:.0%}"
-        )
-
-    censored = f", {fit.num_censored} more did not" if fit.num_censored else ""
-    return [
-        line("critical batch", fit.b_crit, fit.b_crit_interval, "examples"),
-        line("least steps", fit.s_min, fit.s_min_interval, "steps"),
-        line("least examples", fit.e_min, fit.e_min_interval, "examples"),
-        f"fit                  {fit.num_reached} batch sizes reached the target{censored}; scatter {fit.scatter:.1%}; "
-        f"{fit.reason}",
-    ]
 
 
 def branched_report(
@@ -303,13 +204,14 @@ def branched_report(
     batch = branches.factor * found.batch
     end = "no larger one was tried" if branches.lost_at is None else f"{branches.lost_at} is not shown to"
     lines.append(
-        f"largest factor       {branches.factor}, batch {batch}, loses nothing of the {branches.fall:.4g} by which the loss "
-        f"falls from step {found.step} within {found.window} steps (at most {TOLERANCE:.0%}, one-sided 95 %); {end}"
+        f"largest factor       {branches.factor}, batch {batch}, loses nothing of the {branches.fall:.4g} by which "
+        f"the loss falls from step {found.step} within {found.window} steps (at most {TOLERANCE:.0%}, one-sided "
+        f"95 %); {end}"
     )
-    recommended = _recommendation(job, batch, near_batch=found.batch, near_rate=rate)
-    lines.append(_recommended_line(recommended, f"from step {found.step} on"))
-    disagree = disagreements(others, adaptive=_is_adaptive(job))
-    lines += _disagreement_lines(disagree)
+    recommended = recommendation(job, batch, near_batch=found.batch, near_rate=rate)
+    lines.append(recommended_line(recommended, f"from step {found.step} on"))
+    disagree = disagreements(others, adaptive=is_adaptive(job))
+    lines += disagreement_lines(disagree)
     payload = {
         "status": "found",
         "factor": branches.factor,
@@ -317,7 +219,7 @@ def branched_report(
         "batch": batch,
         "fall": branches.fall,
         "branches": [
-            {key: _plain(value) for key, value in asdict(branch).items()} for branch in branches.branches
+            {key: plain(value) for key, value in asdict(branch).items()} for branch in branches.branches
         ],
         "recommended": recommended,
         "disagreements": disagree,

@@ -233,7 +233,7 @@ def _rank(config: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def connected(address: str | None, job: JobSpec) -> Iterator[Any]:
-    """Connect to a cluster, or start one on this machine; leave it, or end it, at the end. Gives the module `ray`."""
+    """Connect to a cluster, or start one on this machine; leave it, or end it, at the end; gives `ray`."""
     for name, value in _RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if address is not None:

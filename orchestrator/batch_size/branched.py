@@ -1,4 +1,4 @@
-"""Branched training: from one checkpoint, the largest multiple of the batch that loses nothing over a short window."""
+"""Branched training: from one checkpoint, the largest multiple of the batch that loses nothing in a window."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ def judge(
     fall, fall_low, _ = _bounds(falls, confidence)
     if fall_low <= 0:
         raise ValueError(
-            f"the loss fell by {fall:.3g} within the window, which cannot be told from 0: nothing can be lost of it. "
-            "Give a longer --window, or an earlier checkpoint."
+            f"the loss fell by {fall:.3g} within the window, which cannot be told from 0: nothing can be lost "
+            "of it. Give a longer --window, or an earlier checkpoint."
         )
     branches = []
     for factor in sorted({run.factor for run in runs} - {1}):

@@ -44,13 +44,13 @@ def check_statistics(module: nn.Module) -> None:
         WorkloadError: such a layer is in training mode.
     """
     for name, part in module.named_modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training:
-            if part.num_batches_tracked is None or int(part.num_batches_tracked) == 0:
-                raise WorkloadError(
-                    f"the batch norm {name!r} couples the examples of a batch and has no running statistics to be "
-                    "frozen at. Measure from a checkpoint with --checkpoint, or set train.batch_norm to "
-                    "'group_norm'."
-                )
+        if not (isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training):
+            continue
+        if part.num_batches_tracked is None or int(part.num_batches_tracked) == 0:
+            raise WorkloadError(
+                f"the batch norm {name!r} couples the examples of a batch and has no running statistics to be "
+                "frozen at. Measure from a checkpoint with --checkpoint, or set train.batch_norm to 'group_norm'."
+            )
 
 
 def measure_noise(
@@ -64,7 +64,7 @@ def measure_noise(
     deadline_s: float = math.inf,
     max_interval_ratio: float = 1.5,
 ) -> NoiseScale:
-    """Observe gradients at the present weights until the interval is narrow, the time is over, or both batches seen.
+    """Observe gradients at the present weights until the interval is narrow, or time or examples are spent.
 
     Examples are drawn with replacement, so that they are independent, and |G| is that of the whole set. The big
     batch begins at 8 micro-batches and doubles while |G|^2 cannot be told from the noise in it, since examples

@@ -1,4 +1,4 @@
-"""How the learning rate changes with the batch: linearly for SGD and LARS, with the square root for Adam-like ones."""
+"""How the rate changes with the batch: linearly for SGD and LARS, with the square root for Adam-like ones."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ class Found(StrictModel):
     probe: ProbeFound | None = None
     sweep: SweepFound | None = None
     branched: BranchesFound | None = None
-    answer: dict[str, Any] = {}
+    answer: dict[str, Any] = Field(default_factory=dict)
 
 
 def identity(job: JobSpec) -> dict[str, Any]:
@@ -173,6 +173,6 @@ def _read(path: Path) -> Found:
     except (OSError, UnicodeDecodeError) as error:
         reason = f"{path}: {error}"
     raise WorkloadError(
-        f"{reason[:300]}. It is no whole file of lowtide batch-size and was left as it is; name another with --out, "
-        "or move it away."
+        f"{reason[:300]}. It is no whole file of lowtide batch-size and was left as it is; name another with "
+        "--out, or move it away."
     )

@@ -1,4 +1,4 @@
-"""One short run of a job at another batch and rate, on one worker: to a loss, or over a window. A task for any process."""
+"""One short run of a job at another batch and rate, on one worker: to a loss, or over a window."""
 
 from __future__ import annotations
 
@@ -164,7 +164,10 @@ class ShortRun:
         if request.checkpoint is not None:
             self._restore(request.checkpoint)
         self.stream = SampleStream(len(self.train_set), seed=request.seed, shuffle=train.shuffle)
-        self.evaluated = validation_indices(len(self.train_set), wanted=request.num_evaluated)
+        watched = validation_indices(len(self.train_set), wanted=request.num_evaluated)
+        size = self.job.micro_batch
+        # Looked at again and again, so they are read once.
+        self.watched = [self._read(watched[start : start + size]) for start in range(0, len(watched), size)]
         self.steps = 0
 
     def _restore(self, checkpoint: str) -> None:
@@ -181,12 +184,17 @@ class ShortRun:
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
 
-    def loss_of(self, indices: list[int] | Tensor) -> Tensor:
-        """Mean loss of some training samples."""
-        listed = indices.tolist() if isinstance(indices, Tensor) else indices
-        inputs, targets = collate(self.train_set, listed, device=self.device)
+    def _read(self, indices: list[int]) -> tuple[Any, Any, int]:
+        return *collate(self.train_set, indices, device=self.device), len(indices)
+
+    def _loss(self, inputs: Any, targets: Any) -> Tensor:
         module: Any = self.module
         return call_model(module, inputs) if self.job.loss is None else module(inputs, targets)
+
+    def loss_of(self, indices: Tensor) -> Tensor:
+        """Mean loss of the training samples of some indices."""
+        inputs, targets, _ = self._read(indices.tolist())
+        return self._loss(inputs, targets)
 
     def step(self) -> float:
         """One step over the next examples; the mean loss of them before it."""
@@ -195,8 +203,8 @@ class ShortRun:
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for start in range(0, len(indices), self.job.micro_batch):
-            part = indices[start : start + self.job.micro_batch]
-            loss = self.loss_of(part) * (len(part) / len(indices))
+            inputs, targets, count = self._read(indices[start : start + self.job.micro_batch])
+            loss = self._loss(inputs, targets) * (count / len(indices))
             loss.backward()
             total += loss.item()
         if self.job.train.clip_norm is not None:
@@ -209,13 +217,9 @@ class ShortRun:
     def evaluate(self) -> float:
         """Mean loss of the watched training samples, in evaluation mode."""
         self.module.eval()
-        total = 0.0
-        chunk = max(self.job.micro_batch, 1)
-        for start in range(0, len(self.evaluated), chunk):
-            part = self.evaluated[start : start + chunk]
-            total += self.loss_of(part).item() * len(part)
+        total = sum(self._loss(inputs, targets).item() * count for inputs, targets, count in self.watched)
         self.module.train()
-        return total / len(self.evaluated)
+        return total / sum(count for _, _, count in self.watched)
 
     def noise(self, *, num_examples: int | None, deadline_s: float = math.inf) -> NoiseScale:
         """The noise scale at the present weights; see `measure_noise`."""
