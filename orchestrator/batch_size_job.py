@@ -156,9 +156,7 @@ def _sweep(request: BatchSizeRequest, file: ResultsFile, watch: Watch) -> Said:
         return Said.failed(str(error))
     run_noise(request, fit, file, watch)
     assert file.found.sweep is not None
-    said = sweep_report(
-        request, file.found.sweep, fit, others=_methods(request, file.found), rate=own_rate(job)
-    )
+    said = sweep_report(request, file.found.sweep, fit, others=_methods(request, file.found))
     if request.picture is not None:
         figure = sweep_figure(file.found.sweep, fit, first_seed=job.train.seed)
         write_whole(request.picture, saved(figure, request.picture.suffix[1:]))
@@ -273,7 +271,7 @@ def _methods(request: BatchSizeRequest, found: Found) -> list[Method]:
         )
     if found.branched is not None:
         branches = _or_none(functools.partial(judge, found.branched.runs))
-    return methods_of(found, fit, branches)
+    return methods_of(found, fit, branches, job=request.job)
 
 
 def _or_none(make: Callable[[], Answered]) -> Answered | None:

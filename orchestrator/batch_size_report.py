@@ -20,6 +20,7 @@ from orchestrator.batch_size.methods import (
 from orchestrator.batch_size.noise_scale import NoiseScale, recommended_batch
 from orchestrator.batch_size.rate_rule import rate_factor_of, rate_rule
 from orchestrator.batch_size.results_file import BranchesFound, Found, Noise
+from orchestrator.batch_size.sweep import best_run
 from orchestrator.batch_size_command import BatchSizeRequest
 from orchestrator.job import JobSpec
 from orchestrator.metrics import finite
@@ -48,7 +49,9 @@ class Said:
         return cls(1, {"status": "failed", "message": sentence}, complaint=sentence)
 
 
-def methods_of(found: Found, fit: CriticalBatch | None, branches: Branches | None) -> list[Method]:
+def methods_of(
+    found: Found, fit: CriticalBatch | None, branches: Branches | None, *, job: JobSpec
+) -> list[Method]:
     """What each method that has been used says of the critical batch."""
     methods = []
     if found.probe is not None and found.probe.noise.reliable:
@@ -64,8 +67,24 @@ def methods_of(found: Found, fit: CriticalBatch | None, branches: Branches | Non
         batch = found.branched.batch
         low = implied_critical_batch(batch, branches.factor)
         high = math.inf if branches.lost_at is None else implied_critical_batch(batch, branches.lost_at)
-        methods.append(branched_method(low, high, batch=batch, factor=branches.factor))
+        rate = next(run.rate for run in found.branched.runs if run.factor == 1)
+        best = _best_rate(found, batch, job)
+        methods.append(
+            branched_method(low, high, batch=batch, factor=branches.factor, rate=rate, best_rate=best)
+        )
     return methods
+
+
+def _best_rate(found: Found, batch: int, job: JobSpec) -> float | None:
+    """The best rate at a batch by the nearest one of the sweep and the rule; None without a sweep."""
+    runs = () if found.sweep is None else found.sweep.runs
+    reached = {run.batch for run in runs if run.outcome == "reached" and run.seed == job.train.seed}
+    if not reached:
+        return None
+    near = min(reached, key=lambda size: abs(math.log(size / batch)))
+    best = best_run(runs, near, first_seed=job.train.seed)
+    assert best is not None
+    return best.rate * rate_factor_of(batch / near, rate_rule(job.optimizer.name))
 
 
 def _bound(value: float | None) -> float:

@@ -147,7 +147,7 @@ def next_branch(
         if any((factor, seed) in running for seed in seeds):
             # Whether a larger one is worth a try depends on this one.
             return None
-        if factor > 1 and judge(runs).lost_at is not None:
+        if factor > 1 and judge([run for run in runs if run.factor <= factor]).lost_at is not None:
             return None
     return None
 

@@ -43,13 +43,30 @@ def noise_method(low: float, high: float, *, where: str) -> Method:
 
 def sweep_method(low: float, high: float) -> Method:
     """The interval of B_crit as fitted."""
-    return Method("the sweep", low, high, 2, f"B_crit {_range(low, high)}")
+    return Method("the sweep", low, high, 3, f"B_crit {_range(low, high)}")
 
 
-def branched_method(low: float, high: float, *, batch: int, factor: int) -> Method:
-    """The critical batches that go with the largest batch that loses nothing; see `implied_critical_batch`."""
+def branched_method(
+    low: float, high: float, *, batch: int, factor: int, rate: float, best_rate: float | None
+) -> Method:
+    """The critical batches that go with the largest batch that loses nothing; see `implied_critical_batch`.
+
+    They rest on a rate that is the best of its batch. One that is far below it can be raised with the batch for
+    longer, whatever the noise: then the sweep, where there is one, is believed.
+
+    Args:
+        low: from the largest factor that loses nothing.
+        high: from the smallest that may lose; inf where there is none.
+        batch: of factor 1.
+        factor: the largest that loses nothing.
+        rate: of factor 1.
+        best_rate: at that batch by a sweep; None without one.
+    """
     says = f"{factor} times {batch} loses nothing"
-    return Method("branched training", low, high, 3, says)
+    if best_rate is not None and rate * _SLACK < best_rate:
+        says += f", but from the rate {rate:.3g} on, far below the sweep's best of about {best_rate:.3g}"
+        return Method("branched training", low, high, 2, says)
+    return Method("branched training", low, high, 4, says)
 
 
 def disagreements(methods: Sequence[Method], *, adaptive: bool) -> list[str]:
