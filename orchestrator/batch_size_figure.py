@@ -126,6 +126,7 @@ def branches_figure(branches: Branches, *, batch: int) -> Figure:
         batch: of factor 1.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
 
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
@@ -144,6 +145,7 @@ def branches_figure(branches: Branches, *, batch: int) -> Figure:
     axes.axhline(0.0, color=_PERFECT, linewidth=0.8)
     axes.axvline(branches.factor * batch, color=_PERFECT, linestyle=":", label="largest that loses nothing")
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("batch size (examples)")
     axes.set_ylabel("progress lost (% of the fall of the loss)")
     axes.legend(frameon=False, fontsize=8)

@@ -77,12 +77,13 @@ def disagreements(methods: Sequence[Method], *, adaptive: bool) -> list[str]:
         adaptive: the optimizer is Adam-like, for which the noise scale is known to say too little.
     """
     sentences = []
+    believed = max(methods, key=lambda method: method.weight, default=None)
     for one, other in itertools.combinations(sorted(methods, key=lambda method: method.weight), 2):
         lower, upper = (one, other) if one.high <= other.high else (other, one)
         if lower.high * _SLACK >= upper.low:
             continue
         apart = upper.low / lower.high
-        trust = f"Believe {other.name}"
+        trust = f"Believe {believed.name}" if believed is not None else ""
         if one.weight == 1 and adaptive and lower is one:
             trust += ": for Adam-like optimizers the noise scale is too small, by orders of magnitude"
         sentences.append(

@@ -157,10 +157,13 @@ class Sweep:
             if best.rate == tried[-1]:
                 return tried[-1] * 2
             return tried[0] / 2 if best.rate == tried[0] else None
-        diverged = {run.rate for run in self._of(batch) if run.outcome == "diverged"}
-        if tried[0] in diverged:
+        if all(run.outcome == "diverged" for run in self._of(batch)):
             return tried[0] / 2
-        return None if tried[-1] in diverged else tried[-1] * 2
+        # None has reached it: on towards the rate that came nearest, while that is the last one.
+        nearest = min(self._of(batch), key=lambda run: min((loss for _, loss in run.curve), default=math.inf))
+        if nearest.rate == tried[0]:
+            return tried[0] / 2
+        return tried[-1] * 2 if nearest.rate == tried[-1] else None
 
     def _other_seed(self, running: Collection[Cell]) -> Cell | None:
         """The best rate of a batch with a seed that has not run, once its rates are done."""

