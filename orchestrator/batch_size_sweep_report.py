@@ -123,6 +123,11 @@ def _fit_lines(fit: CriticalBatch) -> list[str]:
 
 
 def _whole_batch(job: JobSpec, size: float) -> int:
-    """The largest power-of-two multiple of what the job's workers compute at once, at most `size`."""
+    """The largest power-of-two multiple of what the job's workers compute at once, at most `size`.
+
+    Below one of these, a power of two: the micro-batch has to be smaller.
+    """
     unit = job.micro_batch * job.train.workers
-    return unit * 2 ** max(0, math.floor(math.log2(max(size, unit) / unit)))
+    if size < unit:
+        return 2 ** max(0, math.floor(math.log2(size)))
+    return unit * 2 ** math.floor(math.log2(size / unit))
