@@ -19,6 +19,7 @@ MIN_BATCHES = 3
 # The curve is looked at from e^-9 times the smallest batch to e^9 times the largest: beyond, it does not change.
 _REACH = 9.0
 _GRID = 160
+_WALKS = 6
 _MAX_INTERVAL_RATIO = 4.0
 
 
@@ -207,17 +208,21 @@ def _fitted(likelihood: StepsLikelihood, confidence: float) -> CriticalBatch:
     quantile = student_t_quantile(0.5 + confidence / 2, count - 2)
     drop = count * math.log1p(quantile**2 / (count - 2)) / 2
     ends = math.log(likelihood.batches.min()) - _REACH, math.log(likelihood.batches.max()) + _REACH
-    # A wide walk, then one over what it left: each on a grid.
-    grid, best, values = _walk(likelihood, *ends)
-    kept = np.flatnonzero(values >= values.max() - drop)
-    step = grid[1] - grid[0]
-    grid, best, values = _walk(
-        likelihood, max(ends[0], grid[kept[0]] - step), min(ends[1], grid[kept[-1]] + step)
-    )
+    # A wide walk, then narrower ones over what was left, until that is much wider than a cell of the grid.
+    low, high = ends
+    for _ in range(_WALKS):
+        grid, best, values = _walk(likelihood, low, high)
+        log_critical, log_least = _peak(likelihood, grid, int(values.argmax()))
+        threshold = max(values.max(), likelihood.at(log_least, log_critical)[0]) - drop
+        kept = np.flatnonzero(values >= threshold)
+        if len(kept) >= _GRID // 4:
+            break
+        step = grid[1] - grid[0]
+        first, last = (grid[kept[0]], grid[kept[-1]]) if len(kept) else (log_critical[0], log_critical[0])
+        low, high = max(ends[0], first - step), min(ends[1], last + step)
     top = int(values.argmax())
-    log_critical, log_least = _peak(likelihood, grid, top)
-    threshold = max(values.max(), likelihood.at(log_least, log_critical)[0]) - drop
-    kept = np.flatnonzero(values >= threshold)
+    if not len(kept):  # runs on a curve without any scatter
+        kept = np.array([top])
     c, a = grid[kept], best[kept]
     lows, highs = likelihood.edges_of_least(c, a, threshold)
     # Where the walk's own end is not rejected, nothing bounds the parameter on that side.

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-# Bisections of a positive scale within a factor of e^6 around its start, to 5e-5 of it.
-_SCALE_HALVINGS = 18
-_SCALE_SPAN = 6.0
+# From the scale without censored observations, which few of them move by much.
+_NEWTON_STEPS = 6
+_LONGEST_STEP = 1.0
 _EDGE_HALVINGS = 18
 
 
@@ -55,12 +55,8 @@ class StepsLikelihood:
         count = self.num_reached
         inverse = np.sqrt(count / squares)  # 1 / s where nothing is censored
         if censored.shape[1]:
-            low, high = np.log(inverse) - _SCALE_SPAN, np.log(inverse) + _SCALE_SPAN
-            for _ in range(_SCALE_HALVINGS):
-                middle = (low + high) / 2
-                rises = _slope(np.exp(middle), squares, censored, count) > 0
-                low, high = np.where(rises, middle, low), np.where(rises, high, middle)
-            inverse = np.exp((low + high) / 2)
+            for _ in range(_NEWTON_STEPS):
+                inverse = inverse * np.exp(_newton_step(inverse, squares, censored, count))
         value = count * np.log(inverse) - np.square(inverse) * squares / 2
         return value + _log_above(inverse[:, None] * censored).sum(1)
 
@@ -110,12 +106,19 @@ class StepsLikelihood:
         return edges[0], edges[1]
 
 
-def _slope(inverse: np.ndarray, squares: np.ndarray, censored: np.ndarray, count: int) -> np.ndarray:
-    """Derivative of the log-likelihood by 1 / s, in which it is concave."""
-    scaled = inverse[:, None] * censored
-    log_density = -np.square(scaled) / 2 - np.log(2 * np.pi) / 2
-    hazard = np.exp(log_density - _log_above(scaled))
-    return count / inverse - inverse * squares - (censored * hazard).sum(1)
+def _newton_step(inverse: np.ndarray, squares: np.ndarray, censored: np.ndarray, count: int) -> np.ndarray:
+    """Newton's step of u = log(1 / s) towards the largest likelihood.
+
+    With x = r / s of the censored and m(x) the hazard of the normal distribution, m' = m (m - x):
+
+        l' = n - sum r^2 / s^2 - sum x m      l'' = -2 sum r^2 / s^2 - sum (x m + x^2 m (m - x))
+    """
+    x = inverse[:, None] * censored
+    hazard = np.exp(-np.square(x) / 2 - np.log(2 * np.pi) / 2 - _log_above(x))
+    scaled = np.square(inverse) * squares
+    slope = count - scaled - (x * hazard).sum(1)
+    curvature = -2 * scaled - (x * hazard + np.square(x) * hazard * (hazard - x)).sum(1)
+    return np.clip(slope / np.maximum(-curvature, 1e-3), -_LONGEST_STEP, _LONGEST_STEP)
 
 
 def _log_above(x: np.ndarray) -> np.ndarray:

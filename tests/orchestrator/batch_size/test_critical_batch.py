@@ -48,7 +48,8 @@ def test_exact_runs_give_the_curve_back():
     runs = [RunSteps(batch, 50 + 4800 // batch) for batch in (8, 16, 32, 96, 480, 4800)]
     fit = fit_critical_batch(runs)
     assert (fit.b_crit, fit.s_min, fit.e_min) == pytest.approx((96, 50, 4800), rel=1e-3)
-    assert fit.scatter < 1e-3
+    assert fit.scatter < 1e-6
+    assert fit.b_crit_interval == pytest.approx((96, 96), rel=1e-3)
     assert fit.reliable
     # at B_crit twice the least steps and twice the least examples
     assert fit.steps(fit.b_crit) == pytest.approx(2 * fit.s_min)
@@ -79,8 +80,8 @@ def test_nominal_95_percent_intervals_hold_the_truth_that_often(settings):
 
 def test_intervals_hold_the_truth_where_small_batches_never_reach_the_target():
     # The two smallest of eight batches need 1300 and 675 steps, and are ended at 500.
-    hits = coverage(150, num_batches=8, scatter=0.15, limit=500)  # standard error 1.8 %
-    assert (hits >= 0.90).all()
+    hits = coverage(100, num_batches=8, scatter=0.15, limit=500)  # standard error 2.2 %
+    assert (hits >= 0.89).all()
 
 
 def test_a_censored_run_says_more_than_none():

@@ -34,13 +34,13 @@ def measured(model, loss_of, seed=0, **settings):
     return measure_noise(model, loss_of, generator=torch.Generator().manual_seed(seed), **settings)
 
 
-@pytest.mark.parametrize("noise", [0.5, 20.0])
+@pytest.mark.parametrize("noise", [0.5, 5.0])
 def test_the_interval_holds_the_exact_noise_scale(noise):
     model, loss_of, exact = regression(noise=noise)
-    found = [measured(model, loss_of, seed) for seed in range(12)]
+    found = [measured(model, loss_of, seed) for seed in range(8)]
     assert all(one.reliable for one in found)
-    # At nominal 95 % three of twelve miss with a chance of 2 %.
-    assert sum(one.interval[0] <= exact <= one.interval[1] for one in found) >= 10
+    # At nominal 95 % three of eight miss with a chance of 0.6 %.
+    assert sum(one.interval[0] <= exact <= one.interval[1] for one in found) >= 6
 
 
 def test_examples_that_may_be_spent_are_not_exceeded():
@@ -75,7 +75,7 @@ def test_batch_norm_is_measured_with_frozen_statistics_or_refused():
     loss_of(torch.arange(NUM_SAMPLES))  # a step takes statistics
     assert norm.running_mean is not None
     before = norm.running_mean.clone()
-    assert measured(model, loss_of, num_examples=4000).num_observations >= 10
+    assert measured(model, loss_of, num_examples=800).num_observations >= 10
     assert torch.equal(norm.running_mean, before)
     assert norm.training
 
