@@ -150,7 +150,7 @@ def batch_size_command(
         ] = None,
         evaluate: Annotated[
             int, typer.Option("--evaluate", min=1, help="Training samples whose loss is watched.")
-        ] = 1000,
+        ] = 512,
         checkpoint: Annotated[
             Path | None,
             typer.Option("--checkpoint", metavar="RUN_DIR", help="Of a run, or one of its checkpoints."),

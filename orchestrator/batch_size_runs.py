@@ -28,7 +28,7 @@ from orchestrator.job import JobSpec
 from orchestrator.ray_access import check_reachable
 
 # Examples spent on one measurement of the noise along a run: about as many as the target needs, within these.
-_NOISE_EXAMPLES = (2048, 65536)
+_NOISE_EXAMPLES = (1024, 65536)
 
 
 @dataclass

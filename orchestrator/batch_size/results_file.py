@@ -143,8 +143,9 @@ class ResultsFile:
     def __init__(self, path: Path, job: JobSpec) -> None:
         self.path = path
         self.found = Found(job=identity(job))
+        self._text: str | None = None
         if path.exists():
-            self.found = _read(path)
+            self.found, self._text = _read(path)
             before, now = self.found.job, identity(job)
             changed = [key for key in now if before.get(key) != now[key]]
             if changed:
@@ -157,17 +158,25 @@ class ResultsFile:
         """Replace sections, and write the file.
 
         Raises:
-            ValueError: it cannot be written.
+            ValueError: it cannot be written, or another command has written it meanwhile.
         """
+        before = self.path.read_text(encoding="utf-8") if self.path.exists() else None
+        if before != self._text:
+            raise ValueError(
+                f"{self.path} was changed by another command meanwhile, whose runs are kept. Wait for its end, and "
+                "start this one again."
+            )
         self.found = self.found.model_copy(update=sections)
+        self._text = self.found.model_dump_json() + "\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        text = self.found.model_dump_json()
-        write_whole(self.path, text.replace("},{", "},\n{") + "\n")
+        write_whole(self.path, self._text)
 
 
-def _read(path: Path) -> Found:
+def _read(path: Path) -> tuple[Found, str]:
+    """What the file holds, and its text."""
     try:
-        return Found.model_validate_json(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        return Found.model_validate_json(text), text
     except ValidationError as error:
         reason = sentence(error, source=str(path))
     except (OSError, UnicodeDecodeError) as error:

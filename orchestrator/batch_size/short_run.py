@@ -27,7 +27,7 @@ from planner.step import call_model
 Result = Literal["reached", "limit", "hopeless", "diverged"]
 # Evaluations lie this far apart, as a share of the steps done: a step count is known to 5 %.
 _EVALUATE_EVERY = 1.05
-_MEASURE_NOISE_EVERY = 1.3
+_MEASURE_NOISE_EVERY = 1.5
 _DIVERGED = 10.0
 # A run is hopeless once it has not come, in s steps, to where the best one was after s / 4.
 _HOPELESS_FACTOR = 4

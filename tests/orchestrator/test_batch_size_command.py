@@ -16,7 +16,9 @@ from typer.testing import CliRunner
 
 from orchestrator.backends.local_tasks import local_tasks
 from orchestrator.backends.protocol import RunFailedError
+from orchestrator.batch_size.results_file import ResultsFile, SweepFound
 from orchestrator.cli import app
+from orchestrator.job import JobSpec
 
 COMMAND = [sys.executable, "-m", "orchestrator.cli", "batch-size"]
 SWEEP = (
@@ -250,6 +252,17 @@ def test_a_damaged_or_foreign_file_of_results_is_left_as_it_is(job: Path, write_
         RESULTS.write_text(damaged)
         assert "was left as it is" in refused(job, *words)
         assert RESULTS.read_text() == damaged
+
+
+def test_two_commands_at_once_do_not_undo_each_others_runs(job: Path):
+    spec = JobSpec.load(job)
+    one, two = ResultsFile(RESULTS, spec), ResultsFile(RESULTS, spec)
+    one.change(sweep=SweepFound(target_loss=0.5, num_evaluated=9))
+    with pytest.raises(ValueError, match="changed by another command meanwhile"):
+        two.change(sweep=SweepFound(target_loss=0.6, num_evaluated=9))
+    found = ResultsFile(RESULTS, spec).found.sweep
+    assert found is not None
+    assert found.target_loss == 0.5
 
 
 def test_a_model_that_fails_on_its_data_gets_a_sentence(write_job: Any):
