@@ -212,7 +212,7 @@ def _fitted(likelihood: StepsLikelihood, confidence: float) -> CriticalBatch:
     low, high = ends
     for _ in range(_WALKS):
         grid, best, values = _walk(likelihood, low, high)
-        log_critical, log_least = _peak(likelihood, grid, int(values.argmax()))
+        log_critical, log_least = _peak(likelihood, grid, best, int(values.argmax()))
         threshold = max(values.max(), likelihood.at(log_least, log_critical)[0]) - drop
         kept = np.flatnonzero(values >= threshold)
         if len(kept) >= _GRID // 4:
@@ -221,15 +221,14 @@ def _fitted(likelihood: StepsLikelihood, confidence: float) -> CriticalBatch:
         first, last = (grid[kept[0]], grid[kept[-1]]) if len(kept) else (log_critical[0], log_critical[0])
         low, high = max(ends[0], first - step), min(ends[1], last + step)
     top = int(values.argmax())
-    if not len(kept):  # runs on a curve without any scatter
-        kept = np.array([top])
-    c, a = grid[kept], best[kept]
+    # The likeliest is among them, also where the runs have no scatter and the grid has nothing that is kept.
+    c, a = np.append(grid[kept], log_critical), np.append(best[kept], log_least)
     lows, highs = likelihood.edges_of_least(c, a, threshold)
     # Where the walk's own end is not rejected, nothing bounds the parameter on that side.
-    opens_below, opens_above = bool(c[0] <= ends[0] + 1e-9), bool(c[-1] >= ends[1] - 1e-9)
+    opens_below, opens_above = bool(c.min() <= ends[0] + 1e-9), bool(c.max() >= ends[1] - 1e-9)
     b_crit_interval = (
-        0.0 if opens_below else math.exp(c[0]),
-        math.inf if opens_above else math.exp(c[-1]),
+        0.0 if opens_below else math.exp(c.min()),
+        math.inf if opens_above else math.exp(c.max()),
     )
     residuals = likelihood.log_steps - log_least - np.log1p(np.exp(log_critical) / likelihood.batches)
     squares = float(np.square(residuals[~likelihood.is_censored]).sum())
@@ -258,12 +257,14 @@ def _walk(likelihood: StepsLikelihood, low: float, high: float) -> tuple[np.ndar
     return grid, best, likelihood.at(best, grid)
 
 
-def _peak(likelihood: StepsLikelihood, grid: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+def _peak(
+    likelihood: StepsLikelihood, grid: np.ndarray, best: np.ndarray, top: int
+) -> tuple[np.ndarray, np.ndarray]:
     """(log B_crit, log S_min) of the largest likelihood, between the neighbours of the grid's best point."""
     fine = np.linspace(grid[max(0, top - 1)], grid[min(len(grid) - 1, top + 1)], _GRID + 1)
-    best = likelihood.best_least(fine)
-    at = int(likelihood.at(best, fine).argmax())
-    return fine[at : at + 1], best[at : at + 1]
+    at = int(likelihood.at(np.interp(fine, grid, best), fine).argmax())
+    log_critical = fine[at : at + 1]
+    return log_critical, likelihood.best_least(log_critical)
 
 
 def _verdict(interval: Interval, likelihood: StepsLikelihood, confidence: float) -> tuple[bool, str]:

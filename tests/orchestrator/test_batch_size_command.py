@@ -119,7 +119,7 @@ def test_two_processes_find_what_one_finds(job: Path):
 
 @pytest.mark.slow
 def test_a_killed_sweep_keeps_its_runs_and_ends_as_an_undisturbed_one(job: Path):
-    words = [str(job), *SWEEP, "--seeds", "3", "--quiet"]
+    words = [str(job), *SWEEP, "--seeds", "2", "--quiet"]
     undisturbed = batch_size(*words, "--out", "whole.json")
     assert undisturbed.exit_code in (0, 1)
     process = subprocess.Popen([*COMMAND, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

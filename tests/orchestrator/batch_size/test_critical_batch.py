@@ -80,8 +80,8 @@ def test_nominal_95_percent_intervals_hold_the_truth_that_often(settings):
 
 def test_intervals_hold_the_truth_where_small_batches_never_reach_the_target():
     # The two smallest of eight batches need 1300 and 675 steps, and are ended at 500.
-    hits = coverage(100, num_batches=8, scatter=0.15, limit=500)  # standard error 2.2 %
-    assert (hits >= 0.89).all()
+    hits = coverage(60, num_batches=8, scatter=0.15, limit=500)  # standard error 2.8 %
+    assert (hits >= 0.86).all()
 
 
 def test_a_censored_run_says_more_than_none():
