@@ -7,6 +7,7 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -45,6 +46,7 @@ from planner.whole_file import write_whole
 
 _PROBE_WARMUP = 0.1
 _MIN_PROBE_STEPS = 20
+_PROBE_BATCHES = 8
 # Share of the probe's time that its steps may take; the rest is for the measurement.
 _STEPS_SHARE = 0.4
 _MOST_DOUBLINGS = 4
@@ -106,8 +108,9 @@ def _probe(request: BatchSizeRequest, file: ResultsFile) -> Said:
         target_loss=None,
         checkpoint=checkpoint,
     )
-    run = ShortRun(task)
-    first = run.evaluate()
+    # The loss is there to be told, so a few batches of it do: the time is for the gradients.
+    few = min(request.num_evaluated, _PROBE_BATCHES * job.global_batch)
+    run = ShortRun(replace(task, num_evaluated=few))
     before = 0 if checkpoint is None else step_of(Path(checkpoint))
     if checkpoint is None:
         schedule = make_schedule(job, run.optimizer)
@@ -127,9 +130,7 @@ def _probe(request: BatchSizeRequest, file: ResultsFile) -> Said:
     scale: NoiseScale = run.noise(num_examples=None, deadline_s=started_s + request.time_limit_s)
     noise = Noise.of(NoisePoint.of(scale, step=before + run.steps, loss=loss))
     file.change(probe=ProbeFound(batch=job.global_batch, rate=rate, noise=noise))
-    return probe_report(
-        request, scale, noise, first_loss=first, rate=rate, others=_methods(request, file.found)
-    )
+    return probe_report(request, scale, noise, rate=rate, others=_methods(request, file.found))
 
 
 def _sweep(request: BatchSizeRequest, file: ResultsFile, watch: Watch) -> Said:

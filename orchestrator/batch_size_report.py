@@ -137,7 +137,6 @@ def probe_report(
     scale: NoiseScale,
     noise: Noise,
     *,
-    first_loss: float,
     rate: float,
     others: Sequence[Method],
 ) -> Said:
@@ -149,7 +148,7 @@ def probe_report(
     verdict = "reliable" if scale.reliable else "unreliable"
     lines = [
         f"noise scale          {value} examples, {low:.4g} to {high:.4g} at 95 %, at step {noise.step} "
-        f"(loss {noise.loss:.4g}, {first_loss:.4g} before)",
+        f"(loss {noise.loss:.4g})",
         f"verdict              {verdict}: {scale.reason}",
     ]
     recommended = None
@@ -187,7 +186,8 @@ def _next_of_probe(request: BatchSizeRequest, scale: NoiseScale, noise: Noise) -
             f"{command} --branched --checkpoint RUN_DIR: with {request.job.optimizer.name} the noise scale may be "
             "far too small"
         )
-    following.append(f"{command} --sweep --target-loss {noise.loss:.2g}")
+    if noise.step > 0:
+        following.append(f"{command} --sweep --target-loss {noise.loss:.2g}")
     return following
 
 

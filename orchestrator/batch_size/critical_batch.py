@@ -133,7 +133,7 @@ class Regions:
         maximal_from: B_crit / t.
         tolerance: t.
 
-    Reference: Shallue et al., 2019, JMLR 20(112), section 2 (the regions); McCandlish et al., 2018, arXiv
+    Reference: Shallue et al., 2019, JMLR 20(112), section 4.1 (the regions); McCandlish et al., 2018, arXiv
         1812.06162, equation 2.11 (the curve).
     """
 
