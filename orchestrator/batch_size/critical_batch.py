@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -208,21 +208,7 @@ def _fitted(likelihood: StepsLikelihood, confidence: float) -> CriticalBatch:
     quantile = student_t_quantile(0.5 + confidence / 2, count - 2)
     drop = count * math.log1p(quantile**2 / (count - 2)) / 2
     ends = math.log(likelihood.batches.min()) - _REACH, math.log(likelihood.batches.max()) + _REACH
-    # A wide walk, then narrower ones over what was left, until that is much wider than a cell of the grid.
-    low, high = ends
-    for _ in range(_WALKS):
-        grid, best, values = _walk(likelihood, low, high)
-        log_critical, log_least = _peak(likelihood, grid, best, int(values.argmax()))
-        threshold = max(values.max(), likelihood.at(log_least, log_critical)[0]) - drop
-        kept = np.flatnonzero(values >= threshold)
-        if len(kept) >= _GRID // 4:
-            break
-        step = grid[1] - grid[0]
-        first, last = (grid[kept[0]], grid[kept[-1]]) if len(kept) else (log_critical[0], log_critical[0])
-        low, high = max(ends[0], first - step), min(ends[1], last + step)
-    top = int(values.argmax())
-    # The likeliest is among them, also where the runs have no scatter and the grid has nothing that is kept.
-    c, a = np.append(grid[kept], log_critical), np.append(best[kept], log_least)
+    log_critical, log_least, threshold, c, a = _zoomed(likelihood, ends, drop)
     lows, highs = likelihood.edges_of_least(c, a, threshold)
     # Where the walk's own end is not rejected, nothing bounds the parameter on that side.
     opens_below, opens_above = bool(c.min() <= ends[0] + 1e-9), bool(c.max() >= ends[1] - 1e-9)
@@ -232,7 +218,7 @@ def _fitted(likelihood: StepsLikelihood, confidence: float) -> CriticalBatch:
     )
     residuals = likelihood.log_steps - log_least - np.log1p(np.exp(log_critical) / likelihood.batches)
     squares = float(np.square(residuals[~likelihood.is_censored]).sum())
-    at_end = opens_below and top == 0, opens_above and top == len(grid) - 1
+    at_end = log_critical[0] <= ends[0] + 1e-9, log_critical[0] >= ends[1] - 1e-9
     reliable, reason = _verdict(b_crit_interval, likelihood, confidence)
     return CriticalBatch(
         b_crit=0.0 if at_end[0] else math.inf if at_end[1] else math.exp(log_critical[0]),
@@ -248,6 +234,29 @@ def _fitted(likelihood: StepsLikelihood, confidence: float) -> CriticalBatch:
         reliable=reliable,
         reason=reason,
     )
+
+
+def _zoomed(
+    likelihood: StepsLikelihood, ends: tuple[float, float], drop: float
+) -> tuple[np.ndarray, np.ndarray, float, np.ndarray, np.ndarray]:
+    """The likeliest (log B_crit, log S_min), the least likelihood that is kept, and what of a walk is kept.
+
+    A wide walk, then narrower ones over what was left, until that is much wider than a cell of the grid.
+    """
+    (low, high), walks = ends, 0
+    while True:
+        grid, best, values = _walk(likelihood, low, high)
+        log_critical, log_least = _peak(likelihood, grid, best, int(values.argmax()))
+        threshold = max(values.max(), likelihood.at(log_least, log_critical)[0]) - drop
+        kept = np.flatnonzero(values >= threshold)
+        walks += 1
+        if len(kept) >= _GRID // 4 or walks == _WALKS:
+            # The likeliest is among them, also where the runs have no scatter and the grid has nothing to keep.
+            c, a = np.append(grid[kept], log_critical), np.append(best[kept], log_least)
+            return log_critical, log_least, threshold, c, a
+        step = grid[1] - grid[0]
+        first, last = (grid[kept[0]], grid[kept[-1]]) if len(kept) else (log_critical[0], log_critical[0])
+        low, high = max(ends[0], first - step), min(ends[1], last + step)
 
 
 def _walk(likelihood: StepsLikelihood, low: float, high: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -283,14 +292,3 @@ def _verdict(interval: Interval, likelihood: StepsLikelihood, confidence: float)
     if high > _MAX_INTERVAL_RATIO * low:
         return False, f"{reason}, more than {_MAX_INTERVAL_RATIO:g}: add batch sizes around it, or seeds"
     return True, reason
-
-
-def frontier(steps: Sequence[float], fit: CriticalBatch) -> list[float]:
-    """Examples of the fitted curve at given steps above S_min: E = E_min S / (S - S_min).
-
-    Raises:
-        ValueError: steps not above S_min.
-    """
-    if any(count <= fit.s_min for count in steps):
-        raise ValueError(f"the curve has no point at or below {fit.s_min:g} steps, got {min(steps)!r}")
-    return [fit.e_min * count / (count - fit.s_min) for count in steps]

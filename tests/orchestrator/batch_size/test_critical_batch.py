@@ -8,7 +8,6 @@ import pytest
 from orchestrator.batch_size.critical_batch import (
     RunSteps,
     fit_critical_batch,
-    frontier,
     median_steps,
     regions,
 )
@@ -54,7 +53,8 @@ def test_exact_runs_give_the_curve_back():
     # at B_crit twice the least steps and twice the least examples
     assert fit.steps(fit.b_crit) == pytest.approx(2 * fit.s_min)
     assert fit.examples(fit.b_crit) == pytest.approx(2 * fit.e_min)
-    assert frontier([fit.steps(7.0)], fit) == pytest.approx([fit.examples(7.0)])
+    # (S / S_min - 1) (E / E_min - 1) = 1 on all of it
+    assert (fit.steps(7) / fit.s_min - 1) * (fit.examples(7) / fit.e_min - 1) == pytest.approx(1)
 
 
 def test_the_published_runs_give_the_published_critical_batch():
