@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator import jobs
+from orchestrator.batch_size_command import batch_size_command
 from orchestrator.failures import RunFailedError
 from orchestrator.job import JobSpec
 from orchestrator.run_folder import RunFolder
@@ -253,6 +254,11 @@ def _calibrating() -> Callable[[CalibrationRequest, bool], Answer]:
 
 app.command("calibrate", epilog="Example: lowtide calibrate deploy/jobs/quickstart.yaml --processes 2")(
     calibrate_command(_calibrating, guard=_answers, show=show)
+)
+
+
+app.command("batch-size", epilog="Example: lowtide batch-size deploy/jobs/quickstart.yaml --time-limit 30s")(
+    batch_size_command(guard=_answers, show=show)
 )
 
 

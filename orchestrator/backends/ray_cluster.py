@@ -116,9 +116,7 @@ def run(
     Raises:
         RunFailedError: the cluster cannot be reached, or training failed more often than the job allows.
     """
-    with _cluster(address, job):
-        import ray
-
+    with connected(address, job) as ray:
         if address is not None:  # the job's folder is the workers' working directory, wherever they run
             assignment = replace(assignment, folder=".")
 
@@ -234,8 +232,8 @@ def _rank(config: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _cluster(address: str | None, job: JobSpec) -> Iterator[None]:
-    """Connect to a cluster, or start one on this machine; leave it, or end it, at the end."""
+def connected(address: str | None, job: JobSpec) -> Iterator[Any]:
+    """Connect to a cluster, or start one on this machine; leave it, or end it, at the end; gives `ray`."""
     for name, value in _RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if address is not None:
@@ -277,7 +275,7 @@ def _cluster(address: str | None, job: JobSpec) -> Iterator[None]:
             reason = last_complaint(messages) or _first_line(error)
             raise RunFailedError(f"{place} cannot be used: {reason}", bad_input=True) from error
     try:
-        yield
+        yield ray
     finally:
         ray.shutdown()
 

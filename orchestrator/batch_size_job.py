@@ -1,0 +1,283 @@
+"""`lowtide batch-size`: the noise scale in a minute, the sweep, or the branches of a run; and what follows."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from orchestrator.batch_size.branched import Branches, judge
+from orchestrator.batch_size.critical_batch import CriticalBatch, fit_critical_batch
+from orchestrator.batch_size.methods import Method
+from orchestrator.batch_size.noise_scale import NoiseScale
+from orchestrator.batch_size.rate_rule import rate_rule
+from orchestrator.batch_size.results_file import (
+    BranchesFound,
+    Found,
+    Noise,
+    ProbeFound,
+    ResultsFile,
+    SweepFound,
+    SweepRun,
+)
+from orchestrator.batch_size.short_run import NoisePoint, ShortRun
+from orchestrator.batch_size.sweep import Grid, outcomes
+from orchestrator.batch_size_command import BatchSizeRequest
+from orchestrator.batch_size_figure import branches_figure, sweep_figure
+from orchestrator.batch_size_report import Said, branched_report, methods_of, probe_report
+from orchestrator.batch_size_runs import Watch, base_request, run_branches, run_noise, run_sweep
+from orchestrator.batch_size_sweep_report import sweep_report
+from orchestrator.checkpoint import CheckpointError, CheckpointStore, load_state, step_of
+from orchestrator.data import load_datasets
+from orchestrator.job import JobSpec
+from orchestrator.optim import optimizer_class
+from orchestrator.planning import check_job
+from orchestrator.worker import make_schedule
+from planner.cli.answer import Answer
+from planner.inputs.strict import WorkloadError
+from planner.measure import threads
+from planner.report.plots import saved
+from planner.whole_file import write_whole
+
+_PROBE_WARMUP = 0.1
+_MIN_PROBE_STEPS = 20
+_PROBE_BATCHES = 8
+# Share of the probe's time that its steps may take; the rest is for the measurement.
+_STEPS_SHARE = 0.4
+_MOST_DOUBLINGS = 4
+Answered = TypeVar("Answered")
+
+
+def answer_batch_size(request: BatchSizeRequest) -> Answer:
+    """Do what was asked; what is found is in the request's file as well.
+
+    Raises:
+        WorkloadError, CheckpointError: something of the job, the checkpoint or the file cannot be used.
+        ValueError: the request does not fit the data.
+        RunFailedError: a run could not be made.
+    """
+    file = ResultsFile(request.out, request.job)
+    check_job(request.job)
+    watch = Watch(request.quiet)
+    with threads(request.job.train.threads_per_worker):
+        if request.question == "probe":
+            said = _probe(request, file)
+        else:
+            said = (
+                _sweep(request, file, watch)
+                if request.question == "sweep"
+                else _branched(request, file, watch)
+            )
+    file.change(answer=said.payload)
+    payload = {"results": str(request.out), **said.payload}
+    lines = [*said.lines, f"results              {request.out}"]
+    return Answer(said.status, payload, lines, said.complaint)
+
+
+def own_rate(job: JobSpec) -> float:
+    """The job's learning rate, its optimizer's default where it gives none.
+
+    Raises:
+        WorkloadError: the optimizer has none.
+    """
+    parameter = inspect.signature(optimizer_class(job.optimizer.name)).parameters.get("lr")
+    rate = job.optimizer.hyper.get("lr", None if parameter is None else parameter.default)
+    if not isinstance(rate, int | float) or not 0 < rate < math.inf:
+        raise WorkloadError(f"optimizer {job.optimizer.name!r} has the rate {rate!r}; give it an lr above 0")
+    return float(rate)
+
+
+def _probe(request: BatchSizeRequest, file: ResultsFile) -> Said:
+    """Some steps of the job on one worker, then the noise scale at the weights that they lead to."""
+    started_s, job = time.monotonic(), request.job
+    checkpoint = None if request.checkpoint is None else str(checkpoint_of(request.checkpoint))
+    rate = own_rate(job)
+    wanted = max(_MIN_PROBE_STEPS, math.ceil(_PROBE_WARMUP * job.train.steps))
+    task = base_request(
+        request,
+        job,
+        batch=job.global_batch,
+        rate=rate,
+        seed=job.train.seed,
+        limit=wanted,
+        target_loss=None,
+        checkpoint=checkpoint,
+    )
+    # The loss is there to be told, so a few batches of it do: the time is for the gradients.
+    few = min(request.num_evaluated, _PROBE_BATCHES * job.global_batch)
+    run = ShortRun(replace(task, num_evaluated=few))
+    before = 0 if checkpoint is None else step_of(Path(checkpoint))
+    if checkpoint is None:
+        schedule = make_schedule(job, run.optimizer)
+        while run.steps < wanted and time.monotonic() < started_s + _STEPS_SHARE * request.time_limit_s:
+            loss = run.step()
+            schedule.step()
+            if not math.isfinite(loss):
+                return Said.failed(
+                    f"the loss is not finite after {run.steps} steps at rate {rate:g}. Lower the rate of the job, "
+                    "or have a look at its data."
+                )
+    loss = run.evaluate()
+    if not math.isfinite(loss):
+        return Said.failed(
+            f"the loss after {before + run.steps} steps is not finite. Lower the rate of the job."
+        )
+    scale: NoiseScale = run.noise(num_examples=None, deadline_s=started_s + request.time_limit_s)
+    noise = Noise.of(NoisePoint.of(scale, step=before + run.steps, loss=loss))
+    file.change(probe=ProbeFound(batch=job.global_batch, rate=rate, noise=noise))
+    return probe_report(request, scale, noise, rate=rate, others=_methods(request, file.found))
+
+
+def _sweep(request: BatchSizeRequest, file: ResultsFile, watch: Watch) -> Said:
+    job, earlier = request.job, file.found.sweep
+    assert request.target_loss is not None
+    num_samples = len(load_datasets(job.train.data)[0])
+    section = SweepFound(target_loss=request.target_loss, num_evaluated=request.num_evaluated)
+    if earlier is not None:
+        if (earlier.target_loss, earlier.num_evaluated) != (section.target_loss, section.num_evaluated):
+            raise ValueError(
+                f"{file.path} holds a sweep to loss {earlier.target_loss:g} of {earlier.num_evaluated} samples, "
+                f"asked is {section.target_loss:g} of {section.num_evaluated}. Name another file with --out."
+            )
+        watch.say(f"{len(earlier.runs)} runs are in {file.path} already")
+    else:
+        file.change(sweep=section)
+    run_sweep(request, grid_of(request, num_samples), file, watch)
+    runs = file.found.sweep.runs if file.found.sweep is not None else ()
+    if not any(run.outcome == "reached" for run in runs):
+        return Said.failed(_why_none(runs, request.target_loss))
+    try:
+        fit = fit_critical_batch(outcomes(runs, first_seed=job.train.seed))
+    except ValueError as error:
+        return Said.failed(str(error))
+    run_noise(request, fit, file, watch)
+    assert file.found.sweep is not None
+    said = sweep_report(request, file.found.sweep, fit, others=_methods(request, file.found))
+    if request.picture is not None:
+        figure = sweep_figure(file.found.sweep, fit, first_seed=job.train.seed)
+        write_whole(request.picture, saved(figure, request.picture.suffix[1:]))
+    return said
+
+
+def _why_none(runs: Sequence[SweepRun], target_loss: float) -> str:
+    """Why no run reached the target, in a sentence."""
+    if all(run.outcome == "diverged" for run in runs):
+        return f"all {len(runs)} runs diverged. Give lower --rates."
+    best = min((loss for run in runs for _, loss in run.curve), default=math.inf)
+    return (
+        f"none of {len(runs)} runs reached the target loss of {target_loss:g}; the lowest was {best:.4g}. "
+        "Raise --target-loss or --max-steps."
+    )
+
+
+def grid_of(request: BatchSizeRequest, num_samples: int) -> Grid:
+    """The grid that is asked for; without batch sizes, powers of two around the job's.
+
+    Raises:
+        ValueError: fewer than three batch sizes, or one larger than the training set.
+    """
+    job = request.job
+    own, ends = job.global_batch, range(-_MOST_DOUBLINGS, _MOST_DOUBLINGS + 1)
+    around = {int(own * 2.0**power) for power in ends if 1 <= own * 2.0**power <= num_samples}
+    batches = request.batches or tuple(sorted(around))
+    if max(batches, default=0) > num_samples:
+        raise ValueError(
+            f"--batches has {max(batches)}, more than the {num_samples} samples of the training set. Leave it out."
+        )
+    return Grid(
+        batches=batches,
+        own_batch=own,
+        own_rate=own_rate(job),
+        rule=rate_rule(job.optimizer.name),
+        rates=request.rates,
+        seeds=request.seeds,
+        max_steps=request.max_steps,
+    )
+
+
+def _branched(request: BatchSizeRequest, file: ResultsFile, watch: Watch) -> Said:
+    job, earlier = request.job, file.found.branched
+    assert request.checkpoint is not None
+    chosen = checkpoint_of(request.checkpoint)
+    state = load_state(chosen)
+    rate = float(state["optimizer"]["param_groups"][0]["lr"])
+    if not rate > 0:
+        raise CheckpointError(
+            f"the schedule has ended at checkpoint {chosen}: its rate is {rate:g}, so nothing moves. Name an "
+            "earlier one, such as RUN_DIR/checkpoints/step-00000100; train.checkpoint_every and "
+            "keep_checkpoints keep some."
+        )
+    section = BranchesFound(
+        checkpoint=(chosen / "sha256").read_text(encoding="ascii"),
+        step=step_of(chosen),
+        batch=job.global_batch,
+        window=request.window,
+        num_evaluated=request.num_evaluated,
+    )
+    if earlier is not None and earlier.model_copy(update={"runs": ()}) != section:
+        raise ValueError(
+            f"{file.path} holds branches of another checkpoint or window (step {earlier.step}, {earlier.window} "
+            "steps). Name another file with --out."
+        )
+    if earlier is None:
+        file.change(branched=section)
+    run_branches(request, file, watch, checkpoint=str(chosen.resolve()), rate=rate)
+    assert file.found.branched is not None
+    try:
+        branches: Branches = judge(file.found.branched.runs)
+    except ValueError as error:
+        return Said.failed(str(error))
+    if request.picture is not None:
+        figure = branches_figure(branches, batch=job.global_batch)
+        write_whole(request.picture, saved(figure, request.picture.suffix[1:]))
+    return branched_report(
+        request, file.found.branched, branches, others=_methods(request, file.found), rate=rate
+    )
+
+
+def checkpoint_of(path: Path) -> Path:
+    """A checkpoint's folder, or the newest whole one of a run's.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if (path / "state.pt").is_file():
+        load_state(path)
+        return path
+    for found in reversed(CheckpointStore(path / "checkpoints", keep=1).paths()):
+        try:
+            load_state(found)
+        except CheckpointError:
+            continue
+        return found
+    raise CheckpointError(
+        f"--checkpoint {path}: there is no whole checkpoint in it. Name the folder of a run that has written one."
+    )
+
+
+def _methods(request: BatchSizeRequest, found: Found) -> list[Method]:
+    """What all methods that have an answer in the file say of the critical batch."""
+    fit: CriticalBatch | None = None
+    branches: Branches | None = None
+    if found.sweep is not None:
+        fit = _or_none(
+            functools.partial(
+                fit_critical_batch, outcomes(found.sweep.runs, first_seed=request.job.train.seed)
+            )
+        )
+    if found.branched is not None:
+        branches = _or_none(functools.partial(judge, found.branched.runs))
+    return methods_of(found, fit, branches, job=request.job)
+
+
+def _or_none(make: Callable[[], Answered]) -> Answered | None:
+    """The answer, None where there is none yet."""
+    try:
+        return make()
+    except ValueError:
+        return None
