@@ -6,7 +6,9 @@ import dataclasses
 import math
 from typing import Any
 
-from orchestrator.batch_size.noise_probes import GradientNorms, MicroBatchNoise, RankNoiseHook
+from orchestrator.batch_size.gradient_norms import GradientNorms
+from orchestrator.batch_size.micro_batch_noise import MicroBatchNoise
+from orchestrator.batch_size.rank_noise import RankNoiseHook
 from orchestrator.batch_size.ratio_interval import PairMoments
 
 __all__ = [
