@@ -114,7 +114,7 @@ class NoiseMeasurement:
         return recommended_batch(self.estimate(), multiple_of=unit)
 
     def state_dict(self) -> dict[str, Any]:
-        """The statistics so far, as plain numbers; of the same meaning for any number of ranks and micro-batches."""
+        """The statistics so far, as plain numbers that mean the same for any number of ranks and micro-batches."""
         return {
             "whole": self._whole.state_dict(),
             "by_group": [group.state_dict() for group in self._by_group],

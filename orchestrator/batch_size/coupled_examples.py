@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def coupling_layers(module: nn.Module) -> list[str]:
-    """Names of the layers that normalize by statistics of the batch: batch norm, synchronized or not, unless frozen.
+    """Names of the layers that normalize by statistics of the batch: batch norm, synchronized too, unless frozen.
 
     Frozen is a layer in eval mode that has running statistics. Functional batch norm is not seen.
     """

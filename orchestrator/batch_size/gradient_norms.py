@@ -1,4 +1,4 @@
-"""Squared norms of gradients, parameter by parameter, added up by group: what every noise measurement is made of."""
+"""Squared norms of gradients, parameter by parameter and added up by group: what noise is measured with."""
 
 from __future__ import annotations
 

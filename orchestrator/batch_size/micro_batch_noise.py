@@ -67,9 +67,9 @@ class MicroBatchNoise:
 
         Args:
             num_micro_batches: k, since `.grad` was zeroed.
-            loss_factor: c, the same for all; 1/k where each loss was divided by the number of micro-batches, 1 where
-                not, times the loss scale of mixed precision if `.grad` is still scaled. Or all c_i, where
-                micro-batches are uneven; `equivalent_batches` then has the sizes.
+            loss_factor: c, the same for all; 1/k where each loss was divided by the number of micro-batches, 1
+                where not, times the loss scale of mixed precision if `.grad` is still scaled. Or all c_i,
+                where micro-batches are uneven; `equivalent_batches` then has the sizes.
             rank: with `world_size` > 1 the big norms are of this rank's part of `.grad` alone, to be added up over
                 the ranks: none reads what another reads.
             world_size: that share the reading.
