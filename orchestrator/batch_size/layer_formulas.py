@@ -64,12 +64,12 @@ def _embedding(
     layers.outer(weight, output, lambda e: (flat, e.reshape(*flat.shape, e.shape[-1])))
 
 
-def _two_dims(value: int | Sequence[int], fill: int, *, num_dims: int) -> list[int]:
+def _two_dims(value: int | Sequence[int], fill: int, *, num_dims: int) -> tuple[int, ...]:
     """A setting of a convolution over 1 or 2 dims as that of one over 2, the first of height 1."""
     given = (
         [value] * num_dims if isinstance(value, int) else list(value) * (num_dims if len(value) == 1 else 1)
     )
-    return [fill, *given] if num_dims == 1 else given
+    return (fill, *given) if num_dims == 1 else tuple(given)
 
 
 def _convolution(

@@ -55,7 +55,9 @@ class RankNoiseHook:
         self._grouping = Grouping(
             model.parameters() if self._parameters is None else self._parameters, self._groups
         )
-        self._number_of = {parameter: number for number, parameter in enumerate(self._grouping.parameters)}
+        self._number_of: dict[Tensor, int] = {
+            parameter: number for number, parameter in enumerate(self._grouping.parameters)
+        }
         self._process_group = model.process_group
         self._rank = dist.get_rank(self._process_group)
         self._world_size = dist.get_world_size(self._process_group)
