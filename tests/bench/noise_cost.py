@@ -41,6 +41,9 @@ from planner.step import StepModule
 from tests.bench.machine import machine
 from tests.ranks import on_ranks
 
+Times = dict[str, list[tuple[float, float]]]
+"""Contender -> wall and processor seconds of each of its steps."""
+
 JOBS = Path(__file__).resolve().parents[2] / "deploy" / "jobs"
 
 
@@ -120,7 +123,7 @@ def exchange(row: list[float], world_size: int) -> list[list[float]]:
     return [other.tolist() for other in rows]
 
 
-def rank_times(rank: int, accumulation: int, rounds: int, kinds: list[str]) -> dict[str, list[float]]:
+def rank_times(rank: int, accumulation: int, rounds: int, kinds: list[str]) -> Times:
     """Seconds of every step of each contender on this rank."""
     gpt, job = quickstart()
     sizes = job["batch"]["inputs"]["shape"]
@@ -131,14 +134,14 @@ def rank_times(rank: int, accumulation: int, rounds: int, kinds: list[str]) -> d
         model = StepModule(gpt.ByteGPT(**job["model"]["kwargs"]), gpt.next_byte_loss)
         made.append((kind, *contender(kind, model, layout)))
     batches = torch.randint(256, (accumulation, 2, *sizes), generator=torch.Generator().manual_seed(rank))
-    times: dict[str, list[float]] = {kind: [] for kind in kinds}
+    times: Times = {kind: [] for kind in kinds}
     for number in range(rounds + 3):
         order = made[number % len(made) :] + made[: number % len(made)]
         for kind, wrapped, norms, observe in order:
             # Gradients as in training: freed, or kept where micro-batches add to data-parallel buckets.
             wrapped.zero_grad(set_to_none=accumulation == 1)
             dist.barrier()
-            started_s = time.perf_counter()
+            started_s, started_cpu_s = time.perf_counter(), time.process_time()
             for micro, (inputs, targets) in enumerate(batches):
                 if micro < accumulation - 1:
                     with without_reduction(wrapped):
@@ -149,24 +152,40 @@ def rank_times(rank: int, accumulation: int, rounds: int, kinds: list[str]) -> d
             rows = exchange([0.0, *own], 2)
             observe([row[1:] for row in rows])
             if number >= 3:
-                times[kind].append(time.perf_counter() - started_s)
+                times[kind].append((time.perf_counter() - started_s, time.process_time() - started_cpu_s))
     return times
 
 
-def measure(accumulation: int, rounds: int) -> dict[str, Any]:
-    """Median step and what each contender adds to it."""
-    kinds = ["plain", "micro-batches", "per-parameter (before)"] + ["ranks"] * (accumulation == 1)
+def shares(extra: list[float], plain: list[float]) -> dict[str, float]:
+    """Median of what is added, its standard error, and the median as a share of the median plain step."""
+    quartiles = statistics.quantiles(extra, n=4)
+    # Of normal noise: the deviation is the span of the quartiles / 1.349, the median's error 1.253 of the mean's.
+    error = 1.253 * (quartiles[2] - quartiles[0]) / 1.349 / len(extra) ** 0.5
+    return {
+        "plain_ms": round(statistics.median(plain) * 1e3, 2),
+        "extra_ms": round(statistics.median(extra) * 1e3, 3),
+        "standard_error_ms": round(error * 1e3, 3),
+        "share_percent": round(100 * statistics.median(extra) / statistics.median(plain), 2),
+        "share_error_percent": round(100 * error / statistics.median(plain), 2),
+    }
+
+
+def measure(accumulation: int, rounds: int, kinds: list[str]) -> dict[str, Any]:
+    """What each contender adds to the plain step: to the slower rank's time, to the ranks' mean processor time."""
+    kinds = ["plain", *(kind for kind in kinds if accumulation == 1 or kind != "ranks")]
     by_rank = on_ranks(rank_times, accumulation, rounds, kinds)
-    slower = {kind: [max(pair) for pair in zip(*(times[kind] for times in by_rank))] for kind in kinds}
-    plain_s = statistics.median(slower["plain"])
-    found: dict[str, Any] = {"plain_ms": round(plain_s * 1e3, 2)}
+    found: dict[str, Any] = {}
+    steps = {kind: list(zip(*(times[kind] for times in by_rank))) for kind in kinds}
     for kind in kinds[1:]:
-        extra = [one - other for one, other in zip(slower[kind], slower["plain"])]
-        quartiles = statistics.quantiles(extra, n=4)
+        pairs = list(zip(steps[kind], steps["plain"]))
+        walls = [(max(r[0] for r in ours), max(r[0] for r in plain)) for ours, plain in pairs]
+        cpus = [
+            (statistics.mean(r[1] for r in ours), statistics.mean(r[1] for r in plain))
+            for ours, plain in pairs
+        ]
         found[kind] = {
-            "extra_ms": round(statistics.median(extra) * 1e3, 3),
-            "extra_quartiles_ms": [round(quartiles[0] * 1e3, 3), round(quartiles[2] * 1e3, 3)],
-            "share_percent": round(100 * statistics.median(extra) / plain_s, 2),
+            name: shares([ours - plain for ours, plain in both], [plain for _, plain in both])
+            for name, both in (("wall", walls), ("processor", cpus))
         }
     return found
 
@@ -177,10 +196,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--accumulation", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--kinds", nargs="+", default=["micro-batches", "ranks", "per-parameter (before)"])
     options = parser.parse_args()
     result: dict[str, Any] = {"machine": machine("torch"), "rounds": options.rounds}
     for accumulation in options.accumulation:
-        result[f"accumulation {accumulation}"] = measure(accumulation, options.rounds)
+        result[f"accumulation {accumulation}"] = measure(accumulation, options.rounds, options.kinds)
     text = json.dumps(result, indent=2)
     if options.out is not None:
         options.out.write_text(text + "\n", encoding="utf-8")
