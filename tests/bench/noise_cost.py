@@ -9,6 +9,9 @@ and the estimates of whole and groups. The plain step exchanges the loss alone, 
 optimizer's step is left out, which makes the shares larger. The number is the median over rounds of a contender's
 time minus the plain step's of the same round, the slower rank's; as shares of the median plain step.
 
+What is added depends on the parameters and not on the batch, so it is measured on a short step of one sequence of
+16 bytes as well, whose own time hides it less; as a share of the full plain step.
+
 "micro-batches" is what `lowtide train` uses. "ranks" is the DDP communication hook. "per-parameter (before)" is the
 hook as it was: norm, cast, square and sum in four kernels a parameter and micro-batch, and all of .grad read on
 every rank.
@@ -40,6 +43,8 @@ from orchestrator.sharding import data_parallel, without_reduction
 from planner.step import StepModule
 from tests.bench.machine import machine
 from tests.ranks import on_ranks
+
+SHORT = [1, 16]
 
 Times = dict[str, list[tuple[float, float]]]
 """Contender -> wall and processor seconds of each of its steps."""
@@ -123,10 +128,9 @@ def exchange(row: list[float], world_size: int) -> list[list[float]]:
     return [other.tolist() for other in rows]
 
 
-def rank_times(rank: int, accumulation: int, rounds: int, kinds: list[str]) -> Times:
+def rank_times(rank: int, accumulation: int, rounds: int, kinds: list[str], sizes: list[int]) -> Times:
     """Seconds of every step of each contender on this rank."""
     gpt, job = quickstart()
-    sizes = job["batch"]["inputs"]["shape"]
     layout = BatchLayout(sizes[0], accumulation, 2)
     made = []
     for kind in kinds:
@@ -170,10 +174,10 @@ def shares(extra: list[float], plain: list[float]) -> dict[str, float]:
     }
 
 
-def measure(accumulation: int, rounds: int, kinds: list[str]) -> dict[str, Any]:
+def measure(accumulation: int, rounds: int, kinds: list[str], sizes: list[int]) -> dict[str, Any]:
     """What each contender adds to the plain step: to the slower rank's time, to the ranks' mean processor time."""
     kinds = ["plain", *(kind for kind in kinds if accumulation == 1 or kind != "ranks")]
-    by_rank = on_ranks(rank_times, accumulation, rounds, kinds)
+    by_rank = on_ranks(rank_times, accumulation, rounds, kinds, sizes)
     found: dict[str, Any] = {}
     steps = {kind: list(zip(*(times[kind] for times in by_rank))) for kind in kinds}
     for kind in kinds[1:]:
@@ -195,12 +199,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--short-rounds", type=int, default=300)
     parser.add_argument("--accumulation", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--kinds", nargs="+", default=["micro-batches", "ranks", "per-parameter (before)"])
     options = parser.parse_args()
     result: dict[str, Any] = {"machine": machine("torch"), "rounds": options.rounds}
     for accumulation in options.accumulation:
-        result[f"accumulation {accumulation}"] = measure(accumulation, options.rounds, options.kinds)
+        _, job = quickstart()
+        full = measure(accumulation, options.rounds, options.kinds, job["batch"]["inputs"]["shape"])
+        short = measure(accumulation, options.short_rounds, options.kinds, SHORT)
+        for kind, found in full.items():
+            extra_ms = short[kind]["wall"]["extra_ms"]
+            found["short step"] = short[kind]["wall"]
+            found["share_percent_by_short_step"] = round(100 * extra_ms / found["wall"]["plain_ms"], 2)
+        result[f"accumulation {accumulation}"] = full
     text = json.dumps(result, indent=2)
     if options.out is not None:
         options.out.write_text(text + "\n", encoding="utf-8")

@@ -23,8 +23,8 @@ pytestmark = pytest.mark.slow
 
 NAMES = ("mlp", "cnn", "gpt")
 DATA = 256
-BATCH = 16
-STEPS = 60
+BATCH = 32
+STEPS = 80
 
 
 def problem(name: str) -> tuple[nn.Module, Tensor, Tensor]:
@@ -91,13 +91,13 @@ def test_estimators_agree_with_one_another_and_with_the_data_set(name: str, rank
     noise = MicroBatchNoise(step.parameters())
     seen: dict[str, tuple[int, list[Any]]] = {
         "ranks": (BATCH // 2, ranks[name]),
-        "micro": (4, []),
+        "micro": (8, []),
         "single": (1, []),
     }
     for _ in range(STEPS):
         drawn = torch.randint(DATA, (BATCH,), generator=generator)
         step.zero_grad()
-        for micro in drawn.split(4):
+        for micro in drawn.split(8):
             (step(inputs[micro], targets[micro]) / 4).backward()
         norms = noise.observation(num_micro_batches=4, loss_factor=1 / 4)
         seen["micro"][1].append((float(norms.small_sqnorm), float(norms.big_sqnorm)))
