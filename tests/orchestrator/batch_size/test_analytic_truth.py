@@ -1,7 +1,7 @@
 """Every estimator against models whose tr(Sigma) and |G|^2 are known: unbiased, and intervals that cover.
 
-1,000 steps of 40 independent problems at each of three noise scales (1, 4 and 16 big batches): 40,000 draws for a
-z-test, 1,000 windows of 40 steps for a coverage, whose standard error is 0.7 %.
+1,000 steps of 20 independent problems at each of three noise scales (1, 4 and 16 big batches): 20,000 draws for a
+z-test, 500 windows of 40 steps for a coverage, whose standard error is 1 %. `tests/bench/noise_truth.py` has more.
 """
 
 from __future__ import annotations
@@ -65,25 +65,30 @@ def test_uneven_micro_batches():
     check_unbiased(small, big, sizes=equivalent_batches(examples, examples), scales=SCALES)
 
 
-def test_single_examples():
-    model = LinearRegressions(SCALES)
-    generator = torch.Generator().manual_seed(2)
+def single_example_norms(model: Problems, *, steps: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same, of single examples and batches of BIG."""
+    generator = torch.Generator().manual_seed(seed)
     rows = []
-    for _ in range(STEPS):
+    for _ in range(steps):
         inputs = model.draw(BIG, generator)
         norms = per_example(
             model, inputs, inputs[:, 0, 0], method="torch_func", groups=model.groups()
         ).norms()
         rows.append((norms.small_by_group.numpy(), norms.big_by_group.numpy()))
     small, big = (np.stack(column) for column in zip(*rows))
+    return small, big
+
+
+def test_single_examples():
+    small, big = single_example_norms(LinearRegressions(SCALES), steps=STEPS, seed=2)
     check(small, big, sizes=(1, BIG), scales=SCALES)
 
 
-def norms_of_rank(rank: int, micro_batches: int) -> dict[str, Any]:
+def norms_of_rank(rank: int, micro_batches: int, copies: int) -> dict[str, Any]:
     """What both estimators of data-parallel ranks see in the same steps: [2, steps, problems] each."""
     world_size = dist.get_world_size()
     own = BIG // world_size // micro_batches
-    model = LinearRegressions(SCALES)
+    model = LinearRegressions(SCALES, copies=copies)
     wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
     hook = RankNoiseHook(groups=model.groups()).attach(wrapped)
     noise = MicroBatchNoise(model.parameters(), groups=model.groups())
@@ -111,7 +116,7 @@ def norms_of_rank(rank: int, micro_batches: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("world_size", "micro_batches"), [(2, 2), (4, 1)])
 def test_ranks_and_micro_batches_of_ranks(world_size: int, micro_batches: int):
-    found = on_ranks(norms_of_rank, micro_batches, world_size=world_size)[0]
+    found = on_ranks(norms_of_rank, micro_batches, COPIES, world_size=world_size)[0]
     assert found["ranks"].shape == (2, STEPS, 3 * COPIES)
     check(*found["ranks"], sizes=(BIG // world_size, BIG), scales=SCALES)
     check(*found["combined"], sizes=(BIG // world_size // micro_batches, BIG), scales=SCALES)
