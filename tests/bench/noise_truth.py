@@ -2,9 +2,9 @@
 
     python -m tests.bench.noise_truth [--out noise_truth.json] [--copies 40]
 
-The models, the steps and the judge are those of tests/orchestrator/batch_size/test_analytic_truth.py, with more problems:
-at each noise scale (1, 4 and 16 big batches of 16 examples) z of the mean of |G|^2 and of tr(Sigma), and the share of
-nominal 95 % intervals from 40 steps that hold the truth.
+The models, the steps and the judge are those of tests/orchestrator/batch_size/test_analytic_truth.py, with more
+problems: at each noise scale (1, 4 and 16 big batches of 16 examples) z of the mean of |G|^2 and of tr(Sigma), and
+the share of nominal 95 % intervals from 40 steps that hold the truth.
 """
 
 from __future__ import annotations

@@ -20,12 +20,12 @@ SMALL, NUM_SMALL, DIM = 8, 8, 20  # examples of a small batch, small batches of 
 BIG = SMALL * NUM_SMALL
 
 
-def gaussian_norms(*, tr_sigma, num_runs, num_steps, seed):
+def gaussian_norms(*, tr_sigma, num_runs, num_steps, seed, num_small=NUM_SMALL):
     """Norms of gradients G + noise with |G| = 1: (small, big), each of shape (num_runs, num_steps)."""
     generator = np.random.default_rng(seed)
     scales = 1 / np.sqrt(1 + np.arange(DIM))  # the noise differs between the parameters
     scales *= math.sqrt(tr_sigma / np.sum(scales**2))
-    noise = generator.standard_normal((num_runs, num_steps, NUM_SMALL, DIM)) * scales / math.sqrt(SMALL)
+    noise = generator.standard_normal((num_runs, num_steps, num_small, DIM)) * scales / math.sqrt(SMALL)
     gradients = noise + np.eye(DIM)[0]
     return np.sum(gradients**2, -1).mean(-1), np.sum(gradients.mean(2) ** 2, -1)
 
@@ -235,6 +235,46 @@ def test_an_unreliable_estimate_recommends_nothing_and_says_what_would_help():
     assert re.search(
         r"it takes (at least )?about \d+ steps of this kind.* or .*about \d+ with \d+ times", advice.reason
     )
+
+
+def share_reliable(*, tr_sigma, num_steps, times, seed):
+    """Of 60 runs with `times` the accumulation."""
+    num_small = NUM_SMALL * times
+    small, big = gaussian_norms(
+        tr_sigma=tr_sigma, num_runs=60, num_steps=num_steps, seed=seed, num_small=num_small
+    )
+    reliable = 0
+    for run in range(60):
+        estimator = NoiseScaleEstimator(decay=1.0)
+        for small_sqnorm, big_sqnorm in zip(small[run].tolist(), big[run].tolist()):
+            estimator.observe(
+                small_sqnorm=small_sqnorm,
+                small_batch=SMALL,
+                big_sqnorm=big_sqnorm,
+                big_batch=SMALL * num_small,
+            )
+        reliable += estimator.estimate().reliable
+    return reliable / 60
+
+
+def test_what_an_unreliable_estimate_asks_for_is_what_it_takes():
+    # A noise scale of 6 big batches after 60 steps; half of what is asked for is too little, twice is enough.
+    tr_sigma = 6.0 * BIG
+    small, big = gaussian_norms(tr_sigma=tr_sigma, num_runs=60, num_steps=60, seed=10)
+    asked = []
+    for run in range(60):
+        estimate = estimator_of(small[run].tolist(), big[run].tolist(), decay=1.0).estimate()
+        found = re.search(
+            r"it takes about (\d+) steps of this kind, or about (\d+) with (\d+) times", estimate.reason
+        )
+        if found:
+            asked.append([int(number) for number in found.groups()])
+    assert len(asked) > 30
+    steps, fewer, times = (int(np.median(column)) for column in zip(*asked))
+    assert fewer * times < steps  # accumulating also takes fewer examples
+    for num_steps, by in ((steps, 1), (fewer, times)):
+        assert share_reliable(tr_sigma=tr_sigma, num_steps=2 * num_steps, times=by, seed=11) > 0.7
+        assert share_reliable(tr_sigma=tr_sigma, num_steps=max(num_steps // 3, 20), times=by, seed=12) < 0.4
 
 
 def test_student_t_quantiles_match_the_tables():
