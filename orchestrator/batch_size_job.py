@@ -37,7 +37,6 @@ from orchestrator.data import load_datasets
 from orchestrator.job import JobSpec
 from orchestrator.optim import optimizer_class
 from orchestrator.planning import check_job
-from orchestrator.worker import make_schedule
 from planner.cli.answer import Answer
 from planner.inputs.strict import WorkloadError
 from planner.measure import threads
@@ -113,7 +112,7 @@ def _probe(request: BatchSizeRequest, file: ResultsFile) -> Said:
     run = ShortRun(replace(task, num_evaluated=few))
     before = 0 if checkpoint is None else step_of(Path(checkpoint))
     if checkpoint is None:
-        schedule = make_schedule(job, run.optimizer)
+        schedule = run.phase.make_schedule(run.optimizer)
         while run.steps < wanted and time.monotonic() < started_s + _STEPS_SHARE * request.time_limit_s:
             loss = run.step()
             schedule.step()

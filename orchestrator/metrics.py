@@ -28,6 +28,7 @@ class StepRecord:
         noise_scale_interval: its confidence interval; None as its upper end for no bound.
         noise_scale_reliable: whether the interval is narrow enough to act on.
         noise_scale_reason: why not, in words.
+        noise_scale_by_group: B_simple of each parameter group of the optimizer, None where it is not known.
     """
 
     step: int
@@ -43,6 +44,7 @@ class StepRecord:
     noise_scale_interval: tuple[float, float | None]
     noise_scale_reliable: bool
     noise_scale_reason: str
+    noise_scale_by_group: tuple[float | None, ...]
 
     def to_event(self) -> Event:
         """As it travels and is written."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from orchestrator.batch_size.coupled_examples import coupling_layers, refusal
+from orchestrator.batch_size.micro_batch_noise import MicroBatchNoise
 from orchestrator.batch_size.noise_scale import (
     BatchAdvice,
-    MicroBatchNoise,
     NoiseScale,
     NoiseScaleEstimator,
-    RankNoiseHook,
     recommended_batch,
 )
 from orchestrator.batch_size.shard_noise import ShardNoise
@@ -21,78 +24,112 @@ from orchestrator.sharding import is_sharded
 
 
 class NoiseMeasurement:
-    """Measures and smooths the noise scale of a run, in samples.
+    """Measures and smooths the noise scale of a run, in samples: of the whole model and of parameter groups.
 
-    Accumulating ranks compare each micro-batch's gradient with that of the step; ranks that do not accumulate
-    compare their own with that of the step, and so do ranks that share a model (FSDP2), where the gradients of
-    micro-batches are never seen one by one. One rank without accumulation has only one gradient a step, and
-    the estimate says so.
+    The gradient of every micro-batch of every rank is compared with that of the step. One rank without
+    accumulation has only one gradient a step, and the estimate says so; so it does where batch norm couples the
+    samples of a micro-batch.
 
     Args:
-        module: of the step, before its first backward; wrapped for data parallelism or sharded if ranks are
-            several.
+        module: of the step, in its training mode, before its first forward; wrapped for data parallelism or sharded
+            if ranks are several.
         layout: of the global batch.
+        groups: of parameters, such as those of the optimizer, measured apart as well.
     """
 
-    def __init__(self, module: nn.Module, layout: BatchLayout) -> None:
+    def __init__(
+        self, module: nn.Module, layout: BatchLayout, *, groups: Sequence[Iterable[nn.Parameter]] = ()
+    ) -> None:
         self._layout = layout
-        self._estimator = NoiseScaleEstimator()
         self._micro: MicroBatchNoise | None = None
-        self._ranks: RankNoiseHook | None = None
         self._shards: ShardNoise | None = None
-        if is_sharded(module):
-            self._shards = ShardNoise().attach(module)
-        elif layout.accumulation > 1:
-            self._micro = MicroBatchNoise(module.parameters())
-        elif isinstance(module, DistributedDataParallel):
-            self._ranks = RankNoiseHook().attach(module)
+        self._part = 0, 1
+        coupled = coupling_layers(module)
+        self._refusal = refusal(coupled) if coupled else ""
+        self._num_groups = max(1, len(groups))
+        self._whole = NoiseScaleEstimator()
+        self._by_group = [NoiseScaleEstimator() for _ in groups]
+        if coupled:
+            pass
+        elif is_sharded(module):
+            self._shards = ShardNoise(module, groups=groups)
+        elif layout.accumulation > 1 or isinstance(module, DistributedDataParallel):
+            self._micro = MicroBatchNoise(module.parameters(), groups=groups)
+            if isinstance(module, DistributedDataParallel):
+                self._part = dist.get_rank(module.process_group), dist.get_world_size(module.process_group)
 
     def local_norms(self) -> list[float]:
-        """[mean squared norm of this rank's small gradients, squared norm of the step's], before clipping.
+        """This rank's mean squared norms of micro-batch gradients, group by group, then its parts of the step's.
 
-        Of a shared model the second is that of this rank's share.
+        Before clipping. Always of the same length; 0 where nothing is measured.
         """
+        count = self._layout.accumulation
         if self._micro is not None:
-            count = self._layout.accumulation
-            norms = self._micro.observation(num_micro_batches=count, loss_factor=1 / count)
-            return [float(norms.small_sqnorm), float(norms.big_sqnorm)]
-        if self._ranks is not None:
-            return [float(self._ranks.local_sqnorm), float(self._ranks.mean_sqnorm)]
-        if self._shards is not None:
-            return self._shards.local_norms()
-        return [0.0, 0.0]
+            rank, world_size = self._part
+            norms = self._micro.observation(
+                num_micro_batches=count, loss_factor=1 / count, rank=rank, world_size=world_size
+            )
+        elif self._shards is not None:
+            norms = self._shards.observation(num_micro_batches=count, loss_factor=1 / count)
+        else:
+            return [0.0] * (2 * self._num_groups)
+        # Parameters of no group are a last one, which counts in the whole only.
+        small, big = norms.small_by_group.tolist(), norms.big_by_group.tolist()
+        return [*small, *big]
 
     def observe(self, norms_by_rank: list[list[float]]) -> NoiseScale:
         """Take in a step's norms of all ranks, as `local_norms` returns them; the estimate so far."""
-        small = sum(norms[0] for norms in norms_by_rank) / len(norms_by_rank)
-        layout = self._layout
-        small_batch = layout.global_batch
-        if self._micro is not None:
-            small_batch = layout.micro_batch
-        elif self._ranks is not None or self._shards is not None:
-            small_batch = layout.global_batch // layout.world_size
-        shares = norms_by_rank[:1] if self._shards is None else norms_by_rank
-        self._estimator.observe(
-            small_sqnorm=small,
-            small_batch=small_batch,
-            big_sqnorm=sum(norms[1] for norms in shares),
-            big_batch=layout.global_batch,
-        )
-        return self._estimator.estimate()
+        half = len(norms_by_rank[0]) // 2
+        small = [sum(norms[k] for norms in norms_by_rank) / len(norms_by_rank) for k in range(half)]
+        big = [sum(norms[half + k] for norms in norms_by_rank) for k in range(half)]
+        has_pair = self._micro is not None or self._shards is not None
+        sizes = {
+            "small_batch": self._layout.micro_batch if has_pair else self._layout.global_batch,
+            "big_batch": self._layout.global_batch,
+        }
+        self._whole.observe(small_sqnorm=sum(small), big_sqnorm=sum(big), **sizes)
+        for estimator, own_small, own_big in zip(self._by_group, small, big):
+            estimator.observe(small_sqnorm=own_small, big_sqnorm=own_big, **sizes)
+        return self.estimate()
+
+    def estimate(self) -> NoiseScale:
+        """Of the whole model."""
+        return self._refused() if self._refusal else self._whole.estimate()
+
+    def by_group(self) -> list[NoiseScale]:
+        """Of each parameter group, in their order."""
+        return [self._refused() if self._refusal else group.estimate() for group in self._by_group]
+
+    def _refused(self) -> NoiseScale:
+        return NoiseScale(math.nan, (0.0, math.inf), False, self._refusal, math.nan, math.nan, 0)
 
     def forget(self) -> None:
         """Begin anew: gradients before the end of the warm-up are of another scale and would hide the others."""
-        self._estimator.reset()
+        for estimator in (self._whole, *self._by_group):
+            estimator.reset()
 
     def advice(self) -> BatchAdvice:
         """The batch size that the estimate so far recommends, in whole micro-batches of all ranks."""
         unit = self._layout.micro_batch * self._layout.world_size
-        return recommended_batch(self._estimator.estimate(), multiple_of=unit)
+        return recommended_batch(self.estimate(), multiple_of=unit)
 
     def state_dict(self) -> dict[str, Any]:
-        """The statistics so far, as plain numbers."""
-        return self._estimator.state_dict()
+        """The statistics so far, as plain numbers that mean the same for any number of ranks and micro-batches."""
+        return {
+            "whole": self._whole.state_dict(),
+            "by_group": [group.state_dict() for group in self._by_group],
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
-        """Continue from `state_dict`."""
-        self._estimator.load_state_dict(state_dict)
+        """Continue from `state_dict`.
+
+        Raises:
+            ValueError: keys are missing or unknown, or there are other groups.
+        """
+        if state_dict.keys() != {"whole", "by_group"} or len(state_dict["by_group"]) != len(self._by_group):
+            raise ValueError(
+                f"need the statistics of the whole and of {len(self._by_group)} groups, got {state_dict!r}"
+            )
+        self._whole.load_state_dict(state_dict["whole"])
+        for group, state in zip(self._by_group, state_dict["by_group"]):
+            group.load_state_dict(state)

@@ -87,7 +87,9 @@ class Trainer:
         self.in_buckets = self.ranks.world_size > 1 and not sharding.is_sharded(self.step_module)
         self.warned = self.warned_of_peak = False
         self.meter = PeakMeter(self.ranks.device)
-        self.noise = NoiseMeasurement(self.step_module, self.layout)
+        self.noise = NoiseMeasurement(
+            self.step_module, self.layout, groups=[group["params"] for group in self.optimizer.param_groups]
+        )
         self.num_warmup = num_warmup_steps(
             train.steps, float(train.schedule.settings.get("warmup_fraction", WARMUP_FRACTION))
         )
@@ -132,11 +134,11 @@ class Trainer:
         self.progress.step += 1
         self.progress.samples_seen += self.layout.global_batch
         stop = float(self.reporter.stop_requested())
-        rows = self.ranks.gather([loss, stop, *norms, float(measurement.peak_bytes)])
-        noise = self.noise.observe([row[2:4] for row in rows])
+        rows = self.ranks.gather([loss, stop, float(measurement.peak_bytes), *norms])
+        noise = self.noise.observe([row[3:] for row in rows])
         if self.progress.step == self.num_warmup:
             self.noise.forget()
-        peaks = tuple(int(row[4]) for row in rows) if is_measured else ()
+        peaks = tuple(int(row[2]) for row in rows) if is_measured else ()
         if self.ranks.is_first:
             elapsed_s = time.perf_counter() - started_s
             record = StepRecord(
@@ -153,6 +155,7 @@ class Trainer:
                 noise_scale_interval=(noise.interval[0], finite(noise.interval[1])),
                 noise_scale_reliable=noise.reliable,
                 noise_scale_reason=noise.reason,
+                noise_scale_by_group=tuple(finite(group.value) for group in self.noise.by_group()),
             )
             if not math.isfinite(record.loss) and not self.warned:
                 logger.warning("the loss of step %d is not finite; lower the learning rate", record.step)

@@ -68,6 +68,10 @@ class PairMoments:
         """Half-width of the confidence interval of the denominator's mean alone."""
         return self.quantile(confidence) * math.sqrt(self.denominator_sq * self.variance_scale)
 
+    def numerator_error(self, confidence: float) -> float:
+        """The same of the numerator's mean alone."""
+        return self.quantile(confidence) * math.sqrt(self.numerator_sq * self.variance_scale)
+
     def ratio_interval(self, confidence: float) -> tuple[float, float]:
         """Fieller's interval for the ratio of the means; see `fieller_interval`."""
         scale = self.variance_scale

@@ -1,73 +1,86 @@
-"""Norms of small- and big-batch gradients where FSDP2 reduces them."""
+"""Norms of the gradients of every micro-batch and of their mean, on ranks that share a model (FSDP2)."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
-from orchestrator.batch_size.noise_probes import squared_norm
+from orchestrator.batch_size.gradient_norms import GradientNorms, Grouping, NormSums
+from orchestrator.batch_size.micro_batch_noise import loss_factors, norms_of_step
 
 
 class ShardNoise:
-    """FSDP2's reduction of gradients, unchanged, with their norms before and after it.
+    """Norms of the micro-batch gradients of ranks that share a model, without a copy of a gradient.
 
-    Before the reduction a rank has its own whole gradient of a unit, after it a share of the mean. The small
-    batch is what one rank has seen since its last reduction, the big batch that of all ranks:
+    FSDP2 gives a module its whole parameters for forward and backward. A hook on each reads this rank's gradient of
+    one micro-batch, before it is reduced or added to the rank's own; afterwards `.grad` holds this rank's share of
+    the mean over all ranks:
 
-        small_sqnorm = mean over ranks of the sum over units of |own gradient|^2
-        big_sqnorm = sum over ranks and units of |share of the mean|^2
+        small_sqnorm = mean over ranks and micro-batches of |gradient of one|^2
+        big_sqnorm = sum over ranks of |share of .grad|^2
 
-    Two reads of each unit's gradient, no copy. FSDP2 divides by the world size within the reduction for float32 and
-    bfloat16; where it scales by other factors (float16) nothing is recorded.
+    The whole parameters do not exist before the first forward, so they are hooked there. Reduction, its dtype and
+    its factors stay as they are.
+
+    Args:
+        module: sharded by `fully_shard`, before its first forward.
+        groups: of its (sharded) parameters, measured apart as well; see `Grouping`.
     """
 
-    def __init__(self) -> None:
-        self._small: list[Tensor] = []
-        self._share: list[Tensor] = []
+    def __init__(self, module: nn.Module, *, groups: Sequence[Iterable[nn.Parameter]] = ()) -> None:
+        self._grouping = Grouping(module.parameters(), groups)
+        self._sums = NormSums(len(self._grouping.parameters))
+        self._handles: list[Any] = []
+        self._hooked: dict[int, nn.Parameter] = {}
+        number_of = {parameter: number for number, parameter in enumerate(self._grouping.parameters)}
+        # Where each parameter hangs: its attribute holds the whole one while FSDP2 has gathered it.
+        places = [
+            (owner, name, number_of[parameter])
+            for owner in module.modules()
+            for name, parameter in owner.named_parameters(recurse=False)
+            if parameter in number_of
+        ]
+        for unit in module.modules():
+            if isinstance(unit, FSDPModule):
+                within = set(unit.modules())
+                own = [place for place in places if place[0] in within]
+                # After FSDP2's own hook, which gathers and was registered before.
+                self._handles.append(
+                    unit.register_forward_pre_hook(functools.partial(self._hook_gathered, own))
+                )
 
-    def attach(self, module: nn.Module) -> ShardNoise:
-        """Take the place of the reduction of every unit of a module, before its first backward."""
-        for part in module.modules():
-            if isinstance(part, FSDPModule):
-                part.set_custom_reduce_scatter(_Recording(self))  # pyright: ignore[reportArgumentType]
-        return self
+    def _hook_gathered(
+        self, places: list[tuple[nn.Module, str, int]], module: nn.Module, inputs: Any
+    ) -> None:
+        for owner, name, number in places:
+            parameter = getattr(owner, name)
+            if isinstance(parameter, DTensor) or self._hooked.get(number) is parameter:
+                continue
+            self._hooked[number] = parameter
+            self._handles.append(parameter.register_hook(functools.partial(self._sums.record, number)))
 
-    def record(self, own: list[Tensor], share: Tensor) -> None:
-        """Take in the squared norm of a unit's own gradient, and its share of the mean."""
-        self._small += own
-        self._share.append(squared_norm(share))
+    @torch.no_grad()
+    def observation(self, *, num_micro_batches: int, loss_factor: float | Sequence[float]) -> GradientNorms:
+        """This rank's norms since the last call: of its micro-batches, and of its share of `.grad`.
 
-    def local_norms(self) -> list[float]:
-        """[small_sqnorm of this rank, its part of big_sqnorm] since the last call; zeros where nothing came."""
-        small, share, self._small, self._share = self._small, self._share, [], []
-        if not small:
-            return [0.0, 0.0]
-        return [float(torch.stack(small).sum()), float(torch.stack(share).sum())]
+        Average the small ones over the ranks and add up the big ones. Arguments and errors are those of
+        `MicroBatchNoise.observation`.
+        """
+        factors = loss_factors(num_micro_batches, loss_factor)
+        gradients: list[Tensor | None] = [
+            gradient.to_local() if isinstance(gradient := parameter.grad, DTensor) else gradient
+            for parameter in self._grouping.parameters
+        ]
+        return norms_of_step(self._grouping, self._sums, gradients, factors)
 
-
-class _Recording:
-    """torch's own reduction, recorded."""
-
-    def __init__(self, noise: ShardNoise) -> None:
-        self._noise = noise
-
-    def allocate(self, size: Any, *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Memory of the reduction."""
-        return torch.empty(*size, dtype=dtype, device=device)
-
-    def __call__(
-        self, output_tensor: Tensor, input_tensor: Tensor, group: Any, op: Any, async_op: bool = False
-    ) -> dist.Work | None:
-        """Reduce; FSDP2 asks for it in order, on its own stream."""
-        is_mean = op == dist.ReduceOp.AVG
-        own = [squared_norm(input_tensor)] if is_mean else []
-        work = dist.reduce_scatter_tensor(output_tensor, input_tensor, op=op, group=group, async_op=async_op)
-        if is_mean:
-            if work is not None:
-                work.wait()
-            self._noise.record(own, output_tensor)
-        return work
+    def close(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []

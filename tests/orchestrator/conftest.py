@@ -31,6 +31,10 @@ def deep(width=32, dropout=0.1, layers=4):
     return nn.Sequential(nn.Linear(8, width), *hidden, nn.Linear(width, 4))
 
 
+def normalized(width=16):
+    return nn.Sequential(nn.Linear(8, width), nn.BatchNorm1d(width), nn.Linear(width, 4))
+
+
 class Crossed(nn.Module):
     """Its parameters are registered in the reverse order of their use."""
 

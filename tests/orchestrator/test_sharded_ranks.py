@@ -213,11 +213,20 @@ def test_a_plan_of_the_whole_step_runs_on_sharded_ranks(runs: Runs):
 @pytest.mark.slow
 def test_the_noise_of_sharded_ranks_is_that_of_data_parallel_ones(runs: Runs):
     moments = [
-        {key: value for key, value in runs.final(f"sgd {name}")["noise"].items() if isinstance(value, float)}
-        for name in ("fsdp", "ddp")
+        [
+            {key: value for key, value in statistics.items() if isinstance(value, float)}
+            for statistics in (noise["whole"], *noise["by_group"])
+        ]
+        for noise in (
+            runs.final(f"{run} {name}")["noise"] for run in ("sgd", "larc") for name in ("fsdp", "ddp")
+        )
     ]
-    assert moments[1]
-    assert moments[0] == pytest.approx(moments[1], rel=1e-5)
+    # Of one micro-batch and of two; of the whole and of the optimizer's groups.
+    for sharded, data_parallel in (moments[:2], moments[2:]):
+        assert len(data_parallel) == 1 + 2
+        for found, expected in zip(sharded, data_parallel):
+            assert expected["weight"] > 1
+            assert found == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.slow

@@ -120,8 +120,36 @@ def test_a_stopped_run_continues_bit_for_bit(train: Train, optimizer: str):
     assert before.losses + after.losses == undisturbed.losses
     assert differences(final_state(resumed_folder), final_state(folder)) == []
     assert resumed == outcome
-    # The noise estimate continues as well.
-    assert after.of("step")[-1]["noise_scale_reason"] == undisturbed.of("step")[-1]["noise_scale_reason"]
+
+
+def test_the_noise_scale_of_a_stopped_run_continues_bit_for_bit(train: Train):
+    settings = {"train": {"accumulation": 4, "steps": 60}}
+    _, undisturbed, _ = train("undisturbed", **settings)
+    train("stopped", **settings, stop_after=37)
+    _, after, _ = train("stopped", **settings)
+    noise = [
+        [
+            {key: value for key, value in event.items() if key.startswith("noise_scale")}
+            for event in recorder.of("step")[-23:]
+        ]
+        for recorder in (after, undisturbed)
+    ]
+    assert noise[0] == noise[1]
+    assert noise[0][-1]["noise_scale_interval"][0] > 0
+    assert len(noise[0][-1]["noise_scale_by_group"]) == 2
+
+
+def test_batch_norm_has_no_noise_scale_and_the_run_says_why(train: Train):
+    outcome, recorder, _ = train(
+        model="tiny.py:normalized",
+        train={"accumulation": 4, "steps": 30},
+        optimizer={"name": "sgd", "lr": 0.1},
+    )
+    last = recorder.of("step")[-1]
+    assert last["noise_scale"] is None
+    assert last["noise_scale_reason"].startswith("batch norm (model.1) couples the examples")
+    assert outcome.recommended_batch is None
+    assert "measure with frozen statistics (.eval() of these layers)" in outcome.recommended_because
 
 
 def test_averaged_weights_resume_are_evaluated_and_saved_and_the_run_is_not_changed(train: Train):

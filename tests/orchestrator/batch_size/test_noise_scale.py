@@ -20,12 +20,12 @@ SMALL, NUM_SMALL, DIM = 8, 8, 20  # examples of a small batch, small batches of 
 BIG = SMALL * NUM_SMALL
 
 
-def gaussian_norms(*, tr_sigma, num_runs, num_steps, seed):
+def gaussian_norms(*, tr_sigma, num_runs, num_steps, seed, num_small=NUM_SMALL):
     """Norms of gradients G + noise with |G| = 1: (small, big), each of shape (num_runs, num_steps)."""
     generator = np.random.default_rng(seed)
     scales = 1 / np.sqrt(1 + np.arange(DIM))  # the noise differs between the parameters
     scales *= math.sqrt(tr_sigma / np.sum(scales**2))
-    noise = generator.standard_normal((num_runs, num_steps, NUM_SMALL, DIM)) * scales / math.sqrt(SMALL)
+    noise = generator.standard_normal((num_runs, num_steps, num_small, DIM)) * scales / math.sqrt(SMALL)
     gradients = noise + np.eye(DIM)[0]
     return np.sum(gradients**2, -1).mean(-1), np.sum(gradients.mean(2) ** 2, -1)
 
@@ -91,7 +91,7 @@ def test_linear_regression_has_the_noise_scale_of_its_closed_form():
 def test_moments_are_averaged_separately_with_bias_correction():
     # decay 1/2: weights 1/4, 1/2, 1 over 7/4. B = 2, b = 1: G2 = 2 big - small, trS = 2 (small - big).
     # small 3, 5, 4 and big 2, 3, 3: G2 = 1, 1, 2, trS = 2, 4, 2; means 11/7 and (0.5 + 2 + 2) / 1.75 = 18/7.
-    estimator = NoiseScaleEstimator(decay=0.9)
+    estimator = NoiseScaleEstimator()
     estimator.decay = 0.5  # too short a memory for an estimate; the averages are what is tested
     for small, big in ((3.0, 2.0), (5.0, 3.0), (4.0, 3.0)):
         estimator.observe(small_sqnorm=small, small_batch=1, big_sqnorm=big, big_batch=2)
@@ -167,11 +167,11 @@ def test_what_says_nothing_gives_a_reason_and_no_number(norms, batches, reason):
 
 
 def test_too_few_observations_give_no_number():
-    small, big = gaussian_norms(tr_sigma=4.0, num_runs=1, num_steps=9, seed=7)
-    for num_observations in (0, 9):
+    small, big = gaussian_norms(tr_sigma=4.0, num_runs=1, num_steps=19, seed=7)
+    for num_observations in (0, 19):
         estimator = estimator_of(small[0, :num_observations].tolist(), big[0, :num_observations].tolist())
         assert math.isnan(estimator.estimate().value)
-        assert "effective observations; 10 are needed" in estimator.estimate().reason
+        assert "effective observations; 20 are needed" in estimator.estimate().reason
 
 
 def test_a_step_that_overflowed_does_not_poison_the_others():
@@ -204,7 +204,7 @@ def test_impossible_observations_are_refused(arguments, message):
         ({"confidence": 95.0}, r"confidence must be in \(0, 1\), got 95.0"),
         ({"min_observations": 2}, "min_observations must be at least 5"),
         ({"max_interval_ratio": 1.0}, "max_interval_ratio must be > 1"),
-        ({"decay": 0.5}, "averages over 3.0 observations, fewer than min_observations = 10"),
+        ({"decay": 0.5}, "averages over 3.0 observations, fewer than min_observations = 20"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):
@@ -232,7 +232,49 @@ def test_an_unreliable_estimate_recommends_nothing_and_says_what_would_help():
     advice = recommended_batch(estimate)
     assert advice.batch is None
     assert f"at least {estimate.interval[0]:.3g}" in advice.reason
-    assert "accumulate more" in advice.reason
+    assert re.search(
+        r"it takes (at least )?about \d+ steps of this kind.* or .*about \d+ with \d+ times", advice.reason
+    )
+
+
+def share_reliable(*, tr_sigma, num_steps, times, seed):
+    """Of 60 runs with `times` the accumulation."""
+    num_small = NUM_SMALL * times
+    small, big = gaussian_norms(
+        tr_sigma=tr_sigma, num_runs=60, num_steps=num_steps, seed=seed, num_small=num_small
+    )
+    reliable = 0
+    for run in range(60):
+        estimator = NoiseScaleEstimator(decay=1.0)
+        for small_sqnorm, big_sqnorm in zip(small[run].tolist(), big[run].tolist()):
+            estimator.observe(
+                small_sqnorm=small_sqnorm,
+                small_batch=SMALL,
+                big_sqnorm=big_sqnorm,
+                big_batch=SMALL * num_small,
+            )
+        reliable += estimator.estimate().reliable
+    return reliable / 60
+
+
+def test_what_an_unreliable_estimate_asks_for_is_what_it_takes():
+    # A noise scale of 6 big batches after 60 steps; half of what is asked for is too little, twice is enough.
+    tr_sigma = 6.0 * BIG
+    small, big = gaussian_norms(tr_sigma=tr_sigma, num_runs=60, num_steps=60, seed=10)
+    asked = []
+    for run in range(60):
+        estimate = estimator_of(small[run].tolist(), big[run].tolist(), decay=1.0).estimate()
+        found = re.search(
+            r"it takes about (\d+) steps of this kind, or about (\d+) with (\d+) times", estimate.reason
+        )
+        if found:
+            asked.append([int(number) for number in found.groups()])
+    assert len(asked) > 30
+    steps, fewer, times = (int(np.median(column)) for column in zip(*asked))
+    assert fewer * times < steps  # accumulating also takes fewer examples
+    for num_steps, by in ((steps, 1), (fewer, times)):
+        assert share_reliable(tr_sigma=tr_sigma, num_steps=2 * num_steps, times=by, seed=11) > 0.7
+        assert share_reliable(tr_sigma=tr_sigma, num_steps=max(num_steps // 3, 20), times=by, seed=12) < 0.4
 
 
 def test_student_t_quantiles_match_the_tables():
