@@ -86,7 +86,7 @@ class RunFolder:
         """
         before = cls.read_record(path)["configuration"]
         now = job.to_data()
-        changed = [key for key in _FIXED if before.get(key) != now[key]]
+        changed = [key for key in _FIXED if _given(before.get(key)) != _given(now[key])]
         changed += [
             f"train.{key}" for key in _FIXED_TRAIN if before.get("train", {}).get(key) != now["train"][key]
         ]
@@ -127,6 +127,13 @@ class RunFolder:
         partial = self.record.with_suffix(".partial")
         partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         os.replace(partial, self.record)
+
+
+def _given(value: Any) -> Any:
+    """A setting without what is absent in it: a run of an earlier version has no key for what came later."""
+    if not isinstance(value, dict):
+        return value
+    return {key: _given(entry) for key, entry in value.items() if entry is not None}
 
 
 def _describe_machine(hardware: str) -> dict[str, Any]:

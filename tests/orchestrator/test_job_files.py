@@ -25,8 +25,13 @@ def refusal(path: Path) -> str:
 
 
 def test_every_setting_survives_being_sent_to_another_process(write_job: Any):
-    job = JobSpec.load(write_job(optimizer={"name": "sgd", "lr": 0.1, "momentum": 0.9}, budget="60%"))
+    then = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "start": 0.8}
+    job = JobSpec.load(write_job(optimizer={"name": "adamw", "lr": 0.01, "then": then}, budget="60%"))
     assert JobSpec.from_data(job.to_data(), folder=job.model.folder, source="job") == job
+    (job.model.folder / "again.yaml").write_text(job.to_yaml())
+    assert JobSpec.load(job.model.folder / "again.yaml") == job
+    assert job.optimizer.then is not None
+    assert job.optimizer.then.hyper == {"lr": 0.1, "momentum": 0.9}
 
 
 @pytest.mark.parametrize(

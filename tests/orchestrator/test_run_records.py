@@ -72,6 +72,19 @@ def test_a_run_folder_that_cannot_be_made_is_refused(tmp_path: Path):
         RunFolder.create(tmp_path / "file", "tiny")
 
 
+def test_a_run_that_knew_no_second_optimizer_is_continued(write_job: Any, tmp_path: Path):
+    job = JobSpec.load(write_job())
+    folder = RunFolder.create(tmp_path, job.name)
+    folder.write_record(job, {}, status="stopped")
+    record = json.loads(folder.record.read_text())
+    del record["configuration"]["optimizer"]["then"]
+    folder.record.write_text(json.dumps(record))
+    RunFolder.reopen(folder.path, job)
+    later = JobSpec.load(write_job(optimizer={"name": "ranger", "lr": 0.01, "then": {"name": "sgd"}}))
+    with pytest.raises(WorkloadError, match="the job now differs in optimizer"):
+        RunFolder.reopen(folder.path, later)
+
+
 def test_a_changed_job_is_not_continued(write_job: Any, tmp_path: Path):
     job = JobSpec.load(write_job())
     folder = RunFolder.create(tmp_path, job.name)
