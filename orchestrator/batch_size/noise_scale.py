@@ -74,9 +74,10 @@ class NoiseScaleEstimator:
         confidence: nominal coverage, in (0, 1).
         min_observations: fewer effective observations give no estimate; at least 5.
         max_interval_ratio: an interval with high > this times low is unreliable; > 1. It is read at every step, and
-            where the noise scale is far above the big batch an interval is narrow by chance sooner or later. With 3
-            and a decay of 0.99, of 200-step runs with a noise scale of 16 big batches 0 to 4 % are ever called
-            reliable, with 4 it is 12 %.
+            where the noise scale is far above the big batch an interval is narrow by chance sooner or later. Of 250
+            simulated 200-step runs with a noise scale of 16 big batches and 20 observations or more, 1 % (linear
+            regression of 10 weights) and 15 % (of 30) were ever called reliable with an interval that missed the
+            truth; with a ratio of 4, 12 % and 21 %.
 
     Raises:
         ValueError: a setting out of its range.
