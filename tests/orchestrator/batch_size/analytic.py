@@ -54,7 +54,7 @@ class LinearRegressions(Problems):
 
 
 class Quadratics(Problems):
-    """Loss (w - c)' H (w - c) / 2 with H = diag(1, 2^-1/2, ..., d^-1/2), c ~ N(0, s^2 I): its gradient is H (w - c).
+    """Loss (w - c)' H (w - c) / 2 with H = diag(1, 2^-1/2, ..., d^-1/2), c ~ N(0, s^2 I): gradients are H (w - c).
 
     G = H w      tr(Sigma) = s^2 tr(H^2)
     """
