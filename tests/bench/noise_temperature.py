@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rate", type=float, default=0.4)
     parser.add_argument(
-        "--steps", type=int, default=40_000, help="to settle at each rate, and half of it to measure"
+        "--steps", type=int, default=20_000, help="to settle at each rate, and half of it to measure"
     )
     options = parser.parse_args()
     torch.manual_seed(0)

@@ -17,7 +17,13 @@ from typing import Any
 import torch
 
 from tests.bench.machine import machine
-from tests.orchestrator.batch_size.analytic import LinearRegressions, Quadratics, coverage, scores
+from tests.orchestrator.batch_size.analytic import (
+    LinearRegressions,
+    Quadratics,
+    SteepQuadratics,
+    coverage,
+    scores,
+)
 from tests.orchestrator.batch_size.test_analytic_truth import (
     BIG,
     SCALES,
@@ -52,13 +58,17 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     copies = options.copies
-    linear, quadratic = (made(SCALES, copies=copies) for made in (LinearRegressions, Quadratics))
+    problems = (LinearRegressions, Quadratics, SteepQuadratics)
+    linear, quadratic, steep = (made(SCALES, copies=copies) for made in problems)
     found = {
         "micro-batches, linear regression": judged(
             micro_batch_norms(linear, [4] * 4, steps=STEPS, seed=10), 4, BIG
         ),
         "micro-batches, quadratic": judged(
             micro_batch_norms(quadratic, [4] * 4, steps=STEPS, seed=11), 4, BIG
+        ),
+        "micro-batches, quadratic with noise in two directions": judged(
+            micro_batch_norms(steep, [4] * 4, steps=STEPS, seed=13), 4, BIG
         ),
         "single examples, linear regression": judged(
             single_example_norms(linear, steps=STEPS, seed=12), 1, BIG
