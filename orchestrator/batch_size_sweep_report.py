@@ -72,7 +72,8 @@ def sweep_report(
         known = [point.value for point in found.noise if point.value is not None]
         times = f"; {mean / fit.b_crit:.2g} times the critical batch" if is_bounded else ""
         lines.append(
-            f"noise scale          {mean:.4g} on the way (mean over progress; {over_steps:.4g} over steps), {known[0]:.4g} at its start, "
+            f"noise scale          {mean:.4g} on the way (mean over progress; over steps {over_steps:.4g}), "
+            f"{known[0]:.4g} at its start, "
             f"{known[-1]:.4g} at its end{times}"
         )
     recommended = None
