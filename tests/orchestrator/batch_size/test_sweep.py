@@ -140,10 +140,10 @@ def test_a_grid_of_one_or_two_batches_is_refused():
 
 
 def test_the_noise_along_a_run_is_averaged_as_the_critical_batch_averages_it():
-    # Noise 100 for the first half of the progress, 900 for the second. At batch 100 a step makes 1/2 of the progress
-    # of one at an infinite batch, then 1/10: 20 steps, then 100, for a progress of 10 each. At any fixed batch B the
-    # whole takes 10 (1 + 100 / B) + 10 (1 + 900 / B) = 20 (1 + 500 / B) steps, so that B_crit is 500. The step at the
-    # border counts for both halves by half, which is 1 % of 20 steps.
+    # Noise 100 for the first half of the progress, 900 for the second. At batch 100 a step makes 1/2 of the
+    # progress of one at an infinite batch, then 1/10: 20 steps, then 100, for a progress of 10 each. At any fixed
+    # batch B the whole takes 10 (1 + 100 / B) + 10 (1 + 900 / B) = 20 (1 + 500 / B) steps, so that B_crit is 500.
+    # The step at the border counts for both halves by half, which is 1 % of 20 steps.
     def noise(step, value):
         return Noise(step=step, loss=1.0, value=value, low=1.0, high=None, reliable=True)
 
