@@ -53,7 +53,7 @@ def sweep_figure(found: SweepFound, fit: CriticalBatch, *, first_seed: int) -> F
         _draw_regions(axes, fit, ends)
         _draw_fit(axes, fit, ends)
     _draw_runs(axes, runs)
-    mean = mean_noise(found.noise)
+    mean = mean_noise(found.noise, batch=found.noise_batch)
     if mean is not None:
         axes.axvline(mean, color=_NOISE, label=f"noise scale on the way, mean {mean:.3g}")
         label = f"noise scale on the way, {min(known):.3g} to {max(known):.3g}"

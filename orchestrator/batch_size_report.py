@@ -58,7 +58,7 @@ def methods_of(
         noise = found.probe.noise
         methods.append(noise_method(noise.low, _bound(noise.high), where=f"at step {noise.step}"))
     if found.sweep is not None and found.sweep.noise:
-        mean = mean_noise(found.sweep.noise)
+        mean = mean_noise(found.sweep.noise, batch=found.sweep.noise_batch)
         if mean is not None:
             methods.append(noise_method(mean, mean, where="on the way to the target"))
     if fit is not None:
@@ -91,10 +91,21 @@ def _bound(value: float | None) -> float:
     return math.inf if value is None else value
 
 
-def mean_noise(points: Sequence[Noise]) -> float | None:
-    """Mean of B_simple over the steps of a run, from the points where it is known; None where it nowhere is.
+def mean_noise(points: Sequence[Noise], *, batch: int | None = None) -> float | None:
+    """Mean of B_simple along a run, from the points where it is known; None where it nowhere is.
 
-    Each point stands for the steps from half-way to the one before it to half-way to the one after it.
+    Each point stands for the steps from half-way to the one before it to half-way to the one after it. A step at
+    batch B makes 1 / (1 + B_noise / B) of the progress of one at an infinite batch, and the critical batch of a run
+    at a fixed batch is the mean of B_noise over progress, so with w the steps of a point
+
+        mean = sum w B_i / (1 + B_i / B)  /  sum w / (1 + B_i / B)
+
+    Args:
+        points: along the run.
+        batch: B, that the run was made at; None for the plain mean over steps, in which the noisiest part, where
+            each step does least, counts most.
+
+    Reference: McCandlish et al., 2018, arXiv 1812.06162, equation 2.5 and appendix D.
     """
     known = [(point.step, point.value) for point in points if point.value is not None and point.value > 0]
     if not known:
@@ -102,6 +113,8 @@ def mean_noise(points: Sequence[Noise]) -> float | None:
     steps = [step for step, _ in known]
     edges = [steps[0], *((a + b) / 2 for a, b in itertools.pairwise(steps)), steps[-1]]
     weights = [b - a for a, b in itertools.pairwise(edges)]
+    if batch is not None:
+        weights = [weight / (1 + value / batch) for weight, (_, value) in zip(weights, known)]
     total = sum(weights)
     if total == 0:
         return known[0][1]

@@ -66,12 +66,14 @@ def sweep_report(
             f"examples than the least), maximal data parallelism from {cut.maximal_from:.4g} (at most "
             f"{cut.tolerance:.0%} more steps)"
         )
-    mean = mean_noise(found.noise)
+    mean = mean_noise(found.noise, batch=found.noise_batch)
+    over_steps = mean_noise(found.noise)
     if mean is not None:
         known = [point.value for point in found.noise if point.value is not None]
         times = f"; {mean / fit.b_crit:.2g} times the critical batch" if is_bounded else ""
         lines.append(
-            f"noise scale          {mean:.4g} on the mean of the way, {known[0]:.4g} at its start, "
+            f"noise scale          {mean:.4g} on the way (mean over progress; over steps {over_steps:.4g}), "
+            f"{known[0]:.4g} at its start, "
             f"{known[-1]:.4g} at its end{times}"
         )
     recommended = None
@@ -100,6 +102,7 @@ def sweep_report(
         "regions": {key: finite(value) for key, value in asdict(cut).items()},
         "table": table,
         "noise_scale_mean": mean,
+        "noise_scale_mean_over_steps": over_steps,
         "noise_scale": [point.model_dump() for point in found.noise],
         "recommended": recommended,
         "rates_at_edge": edges,

@@ -124,12 +124,23 @@ def checks(answers: dict[float, dict[str, Any]]) -> dict[str, Any]:
     at = answers[0.2]
     critical = at["fit"]["b_crit"]
     noise = [point["value"] for point in answers[0.05]["noise_scale"] if point["value"] is not None]
-    ratio = {target: found["noise_scale_mean"] / found["fit"]["b_crit"] for target, found in answers.items()}
+
+    def ratios(mean: str) -> dict[float, float]:
+        return {target: found[mean] / found["fit"]["b_crit"] for target, found in answers.items()}
+
+    ratio, over_steps = ratios("noise_scale_mean"), ratios("noise_scale_mean_over_steps")
     growth = noise[-1] / noise[0]
     start, exact = answers[0.05]["noise_scale"][0], exact_noise_scale(SEEDS[0])
     return {
         "B_crit at loss 0.2 within 1.5 times of 99": [critical, 99 / 1.5 <= critical <= 99 * 1.5],
-        "B_simple / B_crit between 1 and 6": [ratio, all(1 <= value <= 6 for value in ratio.values())],
+        "B_simple / B_crit between 1 and 6, mean over progress": [
+            ratio,
+            all(1 <= value <= 6 for value in ratio.values()),
+        ],
+        "B_simple / B_crit between 1 and 6, mean over steps": [
+            over_steps,
+            all(1 <= value <= 6 for value in over_steps.values()),
+        ],
         "B_simple grows at least 5 times to loss 0.05": [growth, growth >= 5],
         "B_simple of new weights: exact, measured, its interval": [
             [exact, start["value"], start["low"], start["high"]],

@@ -5,8 +5,9 @@ import math
 import pytest
 
 from orchestrator.batch_size.critical_batch import fit_critical_batch
-from orchestrator.batch_size.results_file import SweepRun
+from orchestrator.batch_size.results_file import Noise, SweepRun
 from orchestrator.batch_size.sweep import Grid, Sweep, at_edge, best_run, outcomes
+from orchestrator.batch_size_report import mean_noise
 
 BATCHES = (4, 16, 64, 256, 1024)
 
@@ -136,3 +137,17 @@ def test_a_grid_of_one_or_two_batches_is_refused():
         grid(batches=(64,))
     with pytest.raises(ValueError, match="at least three batch sizes"):
         grid(batches=(64, 64, 128))
+
+
+def test_the_noise_along_a_run_is_averaged_as_the_critical_batch_averages_it():
+    # Noise 100 for the first half of the progress, 900 for the second. At batch 100 a step makes 1/2 of the
+    # progress of one at an infinite batch, then 1/10: 20 steps, then 100, for a progress of 10 each. At any fixed
+    # batch B the whole takes 10 (1 + 100 / B) + 10 (1 + 900 / B) = 20 (1 + 500 / B) steps, so that B_crit is 500.
+    # The step at the border counts for both halves by half, which is 1 % of 20 steps.
+    def noise(step, value):
+        return Noise(step=step, loss=1.0, value=value, low=1.0, high=None, reliable=True)
+
+    points = [noise(step, 100.0 if step <= 20 else 900.0) for step in range(0, 121)]
+    assert mean_noise(points, batch=100) == pytest.approx(500, rel=0.02)
+    assert mean_noise(points) == pytest.approx((20 * 100 + 100 * 900) / 120, rel=0.01)
+    assert mean_noise([noise(0, None)], batch=100) is None
