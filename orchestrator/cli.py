@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator import jobs
-from orchestrator.batch_size_command import batch_size_command
+from orchestrator.batch_size.command import batch_size_command
 from orchestrator.failures import RunFailedError
 from orchestrator.job import JobSpec
 from orchestrator.run_folder import RunFolder

@@ -25,12 +25,12 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from orchestrator import randomness
+from orchestrator.batch_size.command import BatchSizeRequest
 from orchestrator.batch_size.critical_batch import fit_critical_batch
+from orchestrator.batch_size.figure import sweep_figure
+from orchestrator.batch_size.job import answer_batch_size
 from orchestrator.batch_size.results_file import Found
 from orchestrator.batch_size.sweep import outcomes
-from orchestrator.batch_size_command import BatchSizeRequest
-from orchestrator.batch_size_figure import sweep_figure
-from orchestrator.batch_size_job import answer_batch_size
 from orchestrator.job import JobSpec
 from tests.bench.machine import machine
 

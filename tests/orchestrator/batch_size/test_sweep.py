@@ -5,9 +5,9 @@ import math
 import pytest
 
 from orchestrator.batch_size.critical_batch import fit_critical_batch
+from orchestrator.batch_size.report import mean_noise
 from orchestrator.batch_size.results_file import Noise, SweepRun
 from orchestrator.batch_size.sweep import Grid, Sweep, at_edge, best_run, outcomes
-from orchestrator.batch_size_report import mean_noise
 
 BATCHES = (4, 16, 64, 256, 1024)
 

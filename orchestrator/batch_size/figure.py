@@ -11,9 +11,9 @@ import numpy as np
 
 from orchestrator.batch_size.branched import TOLERANCE, Branches
 from orchestrator.batch_size.critical_batch import CriticalBatch, RunSteps, median_steps, regions
+from orchestrator.batch_size.report import mean_noise
 from orchestrator.batch_size.results_file import SweepFound
 from orchestrator.batch_size.sweep import outcomes
-from orchestrator.batch_size_report import mean_noise
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,12 +18,12 @@ from orchestrator.backends.protocol import RunFailedError
 from orchestrator.backends.ray_tasks import ray_tasks
 from orchestrator.backends.tasks import TaskPool
 from orchestrator.batch_size.branched import next_branch
+from orchestrator.batch_size.command import BatchSizeRequest
 from orchestrator.batch_size.critical_batch import CriticalBatch
 from orchestrator.batch_size.rate_rule import rate_factor_of, rate_rule
 from orchestrator.batch_size.results_file import BranchesFound, BranchRun, Noise, ResultsFile, SweepRun
 from orchestrator.batch_size.short_run import RunFailure, RunRequest, RunResult, run_short
 from orchestrator.batch_size.sweep import Cell, Grid, Sweep, best_run
-from orchestrator.batch_size_command import BatchSizeRequest
 from orchestrator.job import JobSpec
 from orchestrator.ray_access import check_reachable
 

@@ -6,12 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from orchestrator.batch_size.command import BatchSizeRequest
 from orchestrator.batch_size.critical_batch import CriticalBatch, median_steps, regions
 from orchestrator.batch_size.methods import Method, disagreements
-from orchestrator.batch_size.results_file import SweepFound
-from orchestrator.batch_size.sweep import at_edge, best_run, outcomes
-from orchestrator.batch_size_command import BatchSizeRequest
-from orchestrator.batch_size_report import (
+from orchestrator.batch_size.report import (
     Said,
     disagreement_lines,
     is_adaptive,
@@ -20,6 +18,8 @@ from orchestrator.batch_size_report import (
     recommendation,
     recommended_line,
 )
+from orchestrator.batch_size.results_file import SweepFound
+from orchestrator.batch_size.sweep import at_edge, best_run, outcomes
 from orchestrator.job import JobSpec
 from orchestrator.metrics import finite
 from planner.report.text_table import text_table

@@ -211,7 +211,7 @@ def batch_size_command(
                 quiet=quiet,
             )
             # Torch takes seconds; what is wrong with the words is said before.
-            from orchestrator.batch_size_job import answer_batch_size
+            from orchestrator.batch_size.job import answer_batch_size
 
             answer = answer_batch_size(request)
             show(answer, as_json)

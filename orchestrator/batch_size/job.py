@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from orchestrator.batch_size.branched import Branches, judge
+from orchestrator.batch_size.command import BatchSizeRequest
 from orchestrator.batch_size.critical_batch import CriticalBatch, fit_critical_batch
+from orchestrator.batch_size.figure import branches_figure, sweep_figure
 from orchestrator.batch_size.methods import Method
 from orchestrator.batch_size.noise_scale import NoiseScale
 from orchestrator.batch_size.rate_rule import rate_rule
+from orchestrator.batch_size.report import Said, branched_report, methods_of, probe_report
 from orchestrator.batch_size.results_file import (
     BranchesFound,
     Found,
@@ -25,13 +28,10 @@ from orchestrator.batch_size.results_file import (
     SweepFound,
     SweepRun,
 )
+from orchestrator.batch_size.runs import Watch, base_request, run_branches, run_noise, run_sweep
 from orchestrator.batch_size.short_run import NoisePoint, ShortRun
 from orchestrator.batch_size.sweep import Grid, outcomes
-from orchestrator.batch_size_command import BatchSizeRequest
-from orchestrator.batch_size_figure import branches_figure, sweep_figure
-from orchestrator.batch_size_report import Said, branched_report, methods_of, probe_report
-from orchestrator.batch_size_runs import Watch, base_request, run_branches, run_noise, run_sweep
-from orchestrator.batch_size_sweep_report import sweep_report
+from orchestrator.batch_size.sweep_report import sweep_report
 from orchestrator.checkpoint import CheckpointError, CheckpointStore, load_state, step_of
 from orchestrator.data import load_datasets
 from orchestrator.job import JobSpec

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from orchestrator.batch_size.branched import TOLERANCE, Branches, implied_critical_batch
+from orchestrator.batch_size.command import BatchSizeRequest
 from orchestrator.batch_size.critical_batch import CriticalBatch
 from orchestrator.batch_size.methods import (
     Method,
@@ -21,7 +22,6 @@ from orchestrator.batch_size.noise_scale import NoiseScale, recommended_batch
 from orchestrator.batch_size.rate_rule import rate_factor_of, rate_rule
 from orchestrator.batch_size.results_file import BranchesFound, Found, Noise
 from orchestrator.batch_size.sweep import best_run
-from orchestrator.batch_size_command import BatchSizeRequest
 from orchestrator.job import JobSpec
 from orchestrator.metrics import finite
 from planner.report.text_table import text_table
