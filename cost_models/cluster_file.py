@@ -171,13 +171,15 @@ def load_cluster(text: str) -> ClusterSpec:
         UnknownClusterError: no such name; the sentence lists all.
         ValueError: more nodes than the fabric holds, or several without a network.
     """
-    match = _NAME.fullmatch(text) if isinstance(text, str) else None
+    match = _NAME.fullmatch(text.strip()) if isinstance(text, str) else None
     if match is None or match["name"] not in known_clusters():
         raise UnknownClusterError(
             f"no cluster is named {text!r}. Write a name, or a name and a number of nodes such as "
             f"'dgx-a100-40gb x8'. Known names: {', '.join(known_clusters())}."
         )
-    count = int(match["count"] or 1)
+    count, allowed = int(match["count"] or 1), CLUSTER_RANGES["nodes"]
+    if not allowed.low <= count <= allowed.high:
+        raise ValueError(f"{text!r}: the number after x must be {allowed}: got {count}.")
     if match["name"] == HOST:
         return host_cluster(count)
     return read_cluster_file(_CLUSTERS / f"{match['name']}.toml", num_nodes=count)

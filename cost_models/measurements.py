@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from cost_models.device import LinkSpec
-from cost_models.work import Work, WorkKind
+from cost_models.work import DTYPES, Work, WorkKind
 
-_Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
+# No clock that is used tells less than a nanosecond from nothing.
+_Seconds = Annotated[float, Field(ge=1e-9, le=3600, allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=1, strict=True)]
 
 FORMAT: Final = 1
@@ -59,6 +60,12 @@ class Setting(_Frozen):
         return ""
 
 
+def _known_dtype(dtype: str) -> str:
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype; give one of {', '.join(DTYPES)}")
+    return dtype
+
+
 class MeasuredOperation(_Frozen):
     """One operation on one device.
 
@@ -75,7 +82,7 @@ class MeasuredOperation(_Frozen):
     flop: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     read_bytes: Annotated[int, Field(ge=0)]
     written_bytes: Annotated[int, Field(ge=0)]
-    dtype: str
+    dtype: Annotated[str, AfterValidator(_known_dtype)]
     kind: WorkKind
 
     @property
@@ -174,11 +181,15 @@ def find_measurements(place: Path, setting: Setting) -> Measurements:
     Raises:
         ValueError: there are none, they are no measurements, or they were taken elsewhere.
     """
-    path = place / setting.file_name if place.is_dir() else place
-    if not path.exists():
+    try:
+        path = place / setting.file_name if place.is_dir() else place
+        is_there = path.exists()
+    except OSError as error:
+        raise ValueError(f"the measurements {str(place)[:80]} cannot be read: {error.strerror}.") from error
+    if not is_there:
         raise ValueError(
-            f"there are no measurements for this setting at {path}. Make them with lowtide calibrate, "
-            "or leave measurements out to plan with the roofline."
+            f"there are no measurements for this setting at {path}. Make them with lowtide calibrate "
+            f"--processes {setting.processes}, or leave measurements out to plan with the roofline."
         )
     found = read_measurements(path)
     difference = found.setting.difference(setting)

@@ -105,10 +105,13 @@ def check_ranges(
     Raises:
         ValueError: it names the file, the key, what was got and the range.
     """
-    for dotted, value in leaves(table, prefix=prefix):
+    for key, value in table.items():
+        dotted = f"{prefix}{key}"
         allowed = range_of(dotted, ranges)
         if allowed is not None and not _is_within(value, allowed):
             raise ValueError(f"{where}: {dotted} must be {allowed}: got {value!r}.")
+        if isinstance(value, Mapping):
+            check_ranges(value, ranges, where=where, prefix=f"{dotted}.")
 
 
 def _is_within(value: object, allowed: Range) -> bool:

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cost_models.hardware import HOST
 from cost_models.roofline import Roofline
 from orchestrator.job import JobSpec
 from orchestrator.phases import phases_of
@@ -94,6 +95,12 @@ def calibrate(request: CalibrationRequest, show_progress: bool) -> Answer:
         raise ValueError(
             "--device cuda: torch sees no CUDA device here. Run on a machine with one, or use cpu."
         )
+    is_cpu = hardware_of(request.hardware).kind == "cpu"
+    if request.hardware != HOST and is_cpu != (request.device == "cpu"):
+        raise ValueError(
+            f"--hardware {request.hardware} is no {request.device} device, and would be priced by another's times. "
+            "Measure on that device, or leave --hardware out."
+        )
     threads = request.threads or _threads_of(request.jobs)
     device = torch.device(request.device)
     with with_threads(threads):
@@ -104,7 +111,12 @@ def calibrate(request: CalibrationRequest, show_progress: bool) -> Answer:
         calibration = Calibration.resumed(path, setting, device)
         make = MakeOperations(request.jobs, request.sizes, request.device)
         operations = make()
-        request.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            request.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"--out {request.folder} cannot be made: {error.strerror}. Name another folder."
+            ) from error
         with (
             companions(make, processes=request.processes, threads=threads) as (before_each, sharing),
             _bar(show_progress) as progress,

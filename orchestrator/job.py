@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from cost_models.cluster import ClusterSpec
 from cost_models.cluster_file import host_cluster, load_cluster, read_cluster
+from cost_models.hardware import HOST
 from planner.inputs.strict import StrictModel, WorkloadError
 from planner.inputs.targets import TargetSpec
 from planner.inputs.workload import BatchSpec, Tensors, TensorSpec, Workload
@@ -229,8 +230,21 @@ class JobSpec(Workload):
             owner[key] = value
         return type(self).from_data(data, folder=self.model.folder, source="command line")
 
-    def with_shape(self, shape: Shape, *, is_blockwise: bool) -> Self:
+    def with_shape(
+        self,
+        shape: Shape,
+        *,
+        is_blockwise: bool,
+        cluster: ClusterSpec | None = None,
+        budget_bytes: int | None = None,
+    ) -> Self:
         """This job with its step divided in another way, planned block by block or in one.
+
+        Args:
+            shape: how the step is divided.
+            is_blockwise: planned block by block.
+            cluster: that it was sized for; None keeps the job's hardware.
+            budget_bytes: of one rank; None keeps the job's budget.
 
         Raises:
             WorkloadError: the batch is a callable.
@@ -242,6 +256,12 @@ class JobSpec(Workload):
             "accumulation": shape.accumulation,
             "planning": "blocks" if is_blockwise else "whole",
         }
+        if cluster is not None and cluster.device.name != HOST:
+            changed["hardware"] = cluster.device.name
+            if cluster.device.kind == "gpu":
+                changed["train"]["device"] = "cuda"
+        if budget_bytes is not None:
+            changed["budget"] = f"{budget_bytes}B"
         return type(self).from_data(changed, folder=self.model.folder, source="sizing")
 
     def to_yaml(self) -> str:

@@ -12,8 +12,8 @@ import typer
 from cost_models.cluster_file import load_cluster
 from orchestrator.job import JobSpec
 from planner.cli.answer import Answer, Tell
-from planner.cli.request import AsJson, BudgetText, JobPath, PicturePath, check_picture
-from planner.whole_file import write_whole
+from planner.cli.request import AsJson, BudgetText, JobPath, PicturePath, check_apart, check_picture
+from planner.whole_file import check_writable, write_whole
 
 ClusterText = Annotated[
     str | None, typer.Option("--cluster", help="Replaces the job's, such as 'dgx-a100-40gb x8' or 'host x2'.")
@@ -66,12 +66,9 @@ def size_command(
                 spec = spec.with_changes({"budget": budget})
             where = load_cluster(cluster) if cluster is not None else spec.cluster_spec()
             batches = _batches(global_batch) or (spec.global_batch,)
-            if write is not None and write.resolve().parent != job.resolve().parent:
-                raise ValueError(
-                    f"--write {write} must lie beside {job}: its targets are relative to its folder."
-                )
-            if write is not None and write.resolve() == job.resolve():
-                raise ValueError(f"--write {write} is the job itself. Name another file.")
+            check_apart({"JOB": job, "--write": write, "--picture": picture})
+            if write is not None:
+                _check_new(write, beside=job)
             # Torch takes seconds; what is wrong with the files is said before.
             from orchestrator.size_job import size_batches
             from orchestrator.size_report import sizing_figure, sizing_lines, sizing_object
@@ -80,9 +77,13 @@ def size_command(
             found, budget_bytes = size_batches(
                 spec, where, global_batches=batches, objective=objective, tell=tell
             )
-            best = found[0]
+            best, lines = found[0], sizing_lines(found, where, budget_bytes=budget_bytes, rows=rows)
             if write is not None and not best.refused:
-                write_whole(write, spec.with_shape(best.shape, is_blockwise=best.is_blockwise).to_yaml())
+                written = spec.with_shape(
+                    best.shape, is_blockwise=best.is_blockwise, cluster=where, budget_bytes=budget_bytes
+                )
+                write_whole(write, written.to_yaml())
+                lines.append(f"the best is in {write}")
             if picture is not None:
                 from planner.report.plots import saved
 
@@ -92,7 +93,7 @@ def size_command(
                 Answer(
                     int(bool(best.refused)),
                     sizing_object(found, where, budget_bytes=budget_bytes),
-                    sizing_lines(found, where, budget_bytes=budget_bytes, rows=rows),
+                    lines,
                     complaint,
                 ),
                 as_json,
@@ -100,6 +101,17 @@ def size_command(
             raise typer.Exit(int(bool(best.refused)))
 
     return size
+
+
+def _check_new(path: Path, *, beside: Path) -> None:
+    """Raise ValueError unless a new job file can be written beside a job."""
+    if path.resolve().parent != beside.resolve().parent:
+        raise ValueError(f"--write {path} must lie beside {beside}: its targets are relative to its folder.")
+    if path.suffix not in (".yaml", ".yml"):
+        raise ValueError(f"--write {path} must end in .yaml or .yml: it becomes a job file.")
+    if path.exists() or path.is_symlink():
+        raise ValueError(f"--write {path} exists already and is left as it is. Name a new file.")
+    check_writable(path, option="--write")
 
 
 def _batches(text: str | None) -> tuple[int, ...]:

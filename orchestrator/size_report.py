@@ -163,7 +163,7 @@ def sizing_figure(found: Sequence[Sized], cluster: ClusterSpec) -> Figure:
     right.set_yticks(range(len(names)), names)
     right.set_xlabel("micro-batch (samples)")
     right.set_ylabel("workers and sharding")
-    figure.colorbar(shown, ax=right, label="samples/s (empty: does not fit)")
+    figure.colorbar(shown, ax=right, label="samples/s (empty: no such division, or it does not fit)")
     return figure
 
 
@@ -172,5 +172,6 @@ def _heat(found: Sequence[Sized]) -> Mapping[str, Mapping[int, float]]:
     rows: dict[str, dict[int, float]] = {}
     for sized in sorted(found, key=lambda s: (s.shape.sharding, s.shape.workers, s.shape.micro_batch)):
         row = rows.setdefault(f"{sized.shape.workers} {sized.shape.sharding}", {})
-        row[sized.shape.micro_batch] = sized.samples_per_s or float("nan")
+        rate = max(sized.samples_per_s, row.get(sized.shape.micro_batch, 0.0))
+        row[sized.shape.micro_batch] = rate or float("nan")
     return rows

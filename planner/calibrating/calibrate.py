@@ -44,6 +44,7 @@ class Calibration:
     all_reduce: tuple[Transfer, ...] = ()
     block_overheads_s: Mapping[str, float] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    _saved: Measurements | None = None
 
     @staticmethod
     def resumed(path: Path, setting: Setting, device: torch.device) -> Calibration:
@@ -59,6 +60,7 @@ class Calibration:
             calibration.overhead_visits_s = found.overhead_visits_s
             calibration.all_reduce = found.all_reduce
             calibration.block_overheads_s = found.block_overheads_s
+            calibration._saved = calibration.measurements
         return calibration
 
     @property
@@ -122,9 +124,10 @@ class Calibration:
             self.save()
 
     def save(self) -> None:
-        """Write the file, whole; nothing is written while nothing is known."""
-        if self.known:
+        """Write the file, whole; nothing is written while nothing is known, or nothing is new."""
+        if self.known and self.measurements != self._saved:
             write_whole(self.path, self.measurements.to_json())
+            self._saved = self.measurements
 
     def _visit(self, timer: Timer, before_each: Callable[[str], None], operation: RunsAlone) -> None:
         try:

@@ -62,18 +62,25 @@ def companions(
         ours = [pipe for pipe, _ in pipes]
 
         def say(line: str) -> None:
-            for pipe in ours:
-                pipe.send(line)
-            for pipe in ours:
-                pipe.recv()  # it runs
+            try:
+                for pipe in ours:
+                    pipe.send(line)
+                for pipe in ours:
+                    pipe.recv()  # it runs
+            except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+                raise ValueError(
+                    "a process that measures beside this one has ended. What was measured is kept; run the same "
+                    "command again."
+                ) from error
 
         def share() -> Sharing:
             say(_SHARING)
             return _measured_reductions(), block_overheads_s()
 
         try:
-            for process in others:
+            for process, (_, theirs) in zip(others, pipes, strict=True):
                 process.start()
+                theirs.close()  # so that the end of the process is seen
             dist.init_process_group("gloo", init_method=address, rank=0, world_size=processes)
             yield say, share
             say(_END)
@@ -113,7 +120,10 @@ def _companion(
     known: dict[str, RunsAlone] = {**make(), **overhead.operations}
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=processes)
     while True:
-        line = pipe.recv()
+        try:
+            line = pipe.recv()
+        except EOFError:  # the measuring process is gone
+            os._exit(1)
         if line in (_END, _SHARING):
             pipe.send(line)
             if line == _END:

@@ -170,7 +170,14 @@ class PlanRequest:
 
     def changed_workload(self, workload: Workload) -> Workload:
         """A job's workload with what the command line says."""
-        changes: dict[str, object] = {"solver": self.changed(workload.solver)}
+        solver = self.changed(workload.solver)
+        asked = next((name for name in ("sweep", "smallest", "max_batch") if getattr(self, name)), None)
+        if asked is not None and solver.minimize == "energy":
+            raise ValueError(
+                f"--{asked.replace('_', '-')} knows costs in time alone, but the job's solver.minimize is energy. "
+                "Say --minimize time."
+            )
+        changes: dict[str, object] = {"solver": solver}
         for key in ("budget", "hardware", "executor"):
             if getattr(self, key) is not None:
                 changes[key] = getattr(self, key)

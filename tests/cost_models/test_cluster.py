@@ -237,6 +237,10 @@ def test_several_nodes_without_a_network_are_refused():
     table = {key: value for key, value in INLINE.items() if key != "network"}
     with pytest.raises(ValueError, match=r"^cluster 'cluster': 4 nodes need a network between them\."):
         read_cluster(table)
+    for key in ("devices_per_node", "usd_per_node_hour"):
+        for wrong in ({}, {"a": 1}):
+            with pytest.raises(ValueError, match=rf"^cluster: {key} must be a number from"):
+                read_cluster({**INLINE, key: wrong})
     with pytest.raises(ValueError, match=r"^cluster: a cluster must be a name or a table: got \['x'\]\.$"):
         read_cluster(["x"])  # pyright: ignore[reportArgumentType]
 

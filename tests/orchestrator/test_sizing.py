@@ -237,6 +237,7 @@ def test_ranks_that_share_a_model_train_with_plans_of_blocks_within_their_predic
         (["--minimize", "money"], 2, "time, energy"),
         (["--budget", "60%"], 2, "a budget in bytes or none"),
         (["--budget", "10KiB", "--global-batch", "2"], 1, "no way to divide the step fits"),
+        (["--cluster", "dgx-a100-40gb x100001"], 2, "a number from 1 to 100000 nodes"),
         (["--write", "/elsewhere/best.yaml"], 2, "must lie beside"),
         (["--picture", "table.gif"], 2, "must end in"),
     ],
@@ -250,6 +251,33 @@ def test_size_refuses_in_one_sentence(words: list[str], status: int, sentence: s
         "byte_gpt.py",
         "job.yaml",
     ]
+
+
+def test_no_file_is_replaced_by_what_is_written(tmp_path: Path):
+    path = gpt_job(tmp_path)
+    before = (tmp_path / "byte_gpt.py").read_bytes()
+    (tmp_path / "other.yaml").write_text("mine")
+    for name, sentence in (
+        ("byte_gpt.py", "must end in .yaml"),
+        ("other.yaml", "exists already"),
+        ("job.yaml", "same file"),
+    ):
+        done = size(path, "--cluster", "host x2", "--write", tmp_path / name)
+        assert (done.exit_code, sentence in done.output) == (2, True), done.output
+    picture = tmp_path / "new.png"
+    done = size(path, "--cluster", "host x2", "--write", picture, "--picture", picture)
+    assert (done.exit_code, "same file" in done.output) == (2, True), done.output
+    assert (tmp_path / "byte_gpt.py").read_bytes() == before
+    assert (tmp_path / "other.yaml").read_text() == "mine"
+
+
+def test_a_job_is_written_for_the_cluster_that_it_was_sized_for(tmp_path: Path):
+    job = JobSpec.load(gpt_job(tmp_path))
+    shape = Shape(workers=8, sharding="ddp", micro_batch=2, accumulation=1)
+    cluster = load_cluster("dgx-a100-40gb")
+    written = job.with_shape(shape, is_blockwise=False, cluster=cluster, budget_bytes=1 << 30)
+    assert (written.hardware, written.train.device, written.budget) == ("a100-40gb", "cuda", "1073741824B")
+    assert written.train.workers == 8
 
 
 def test_the_picture_is_drawn(tmp_path: Path):

@@ -212,3 +212,17 @@ def test_calibrate_refuses_in_one_sentence(words: list[str], sentence: str, tmp_
     assert done.exit_code == 2
     assert sentence in done.output
     assert not (tmp_path / "m").exists()
+
+
+def test_a_refused_file_is_left_as_it_is(captured: Captured, tmp_path: Path):
+    measuring = calibration(tmp_path / "m.json")
+    measuring.measure(operations_of([captured]), visits=1)
+    text = json.dumps(json.loads((tmp_path / "m.json").read_text()))
+    (tmp_path / "m.json").write_text(text)
+    # Nothing is new, so nothing is written.
+    calibration(tmp_path / "m.json").measure(operations_of([captured]), visits=1)
+    assert (tmp_path / "m.json").read_text() == text
+    (tmp_path / "m.json").write_text(text.replace("float32", "float31"))
+    with pytest.raises(ValueError, match="unknown dtype"):
+        calibration(tmp_path / "m.json")
+    assert "float31" in (tmp_path / "m.json").read_text()
