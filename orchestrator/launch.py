@@ -128,6 +128,9 @@ def _run(
         run_dir=str(folder.path),
         plan=plan.to_json() if isinstance(plan, Plan) else None,
         block_plans=plan.of_blocks() if isinstance(plan, BlockwisePlan) else {},
+        block_promise=(plan.predicted_peak_bytes, plan.budget_bytes)
+        if isinstance(plan, BlockwisePlan)
+        else None,
     )
     record(status="running")
     display.say(

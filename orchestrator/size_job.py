@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from torch import nn
@@ -21,6 +22,7 @@ from orchestrator.techniques.normalization import batch_norm_of
 from planner.blocks import block_names
 from planner.blockwise.prepare import Profiles
 from planner.calibrating.optimizer_step import optimizer_step
+from planner.capturing.fused_attention import FusedAttention
 from planner.errors import CaptureError
 from planner.measure import threads
 from planner.plan_file import Plan
@@ -66,7 +68,9 @@ def size_batches(
             f"sizing needs a budget in bytes or none, got {job.budget!r}: a share differs from one micro-batch to "
             "the next. Write --budget 30GiB, or none for the memory of a device."
         )
-    with threads(job.train.threads_per_worker):
+    # No GPU is needed to price one, so its step is traced as on this processor.
+    is_stand_in = cluster.device.kind != "cpu" and job.train.device == "cpu"
+    with threads(job.train.threads_per_worker), FusedAttention() if is_stand_in else nullcontext():
         tell("capturing the step")
         cluster = with_measured_link(job, cluster)
         sizing = Sizing(sized_step(job, cluster, objective), cluster, budget_bytes=_bytes(job.budget))

@@ -25,7 +25,6 @@ from orchestrator.phases import Phase, phase_at
 from orchestrator.ranks import Ranks
 from orchestrator.techniques.schedules import WARMUP_FRACTION, num_warmup_steps
 from orchestrator.validation import Validation, batch_loss
-from planner import Plan
 from planner.inputs.workload import BatchSpec
 from planner.measure import Measurement, PeakMeter, live_tensors
 
@@ -63,7 +62,7 @@ class Trainer:
         model: the part of it whose state is checkpointed.
         phases: its optimizer and schedule, or two of each, one after the other.
         validation: of the plain module.
-        plan: that step_module executes; None for plain training.
+        promise: predicted peak and budget of a rank, in bytes; None for plain training.
     """
 
     job: JobSpec
@@ -76,7 +75,7 @@ class Trainer:
     validation: Validation
     reporter: Reporter
     store: CheckpointStore
-    plan: Plan | None
+    promise: tuple[int, int] | None
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
@@ -150,7 +149,7 @@ class Trainer:
                 gradient_norm=None if gradient_norm is None else finite(gradient_norm),
                 measured_peak_bytes=max(peaks, default=None),
                 measured_peak_bytes_by_rank=peaks,
-                predicted_peak_bytes=None if self.plan is None else self.plan.predicted_peak_bytes,
+                predicted_peak_bytes=None if self.promise is None else self.promise[0],
                 noise_scale=finite(noise.value),
                 noise_scale_interval=(noise.interval[0], finite(noise.interval[1])),
                 noise_scale_reliable=noise.reliable,
@@ -184,9 +183,10 @@ class Trainer:
 
     def _warn_of(self, peak_bytes: int | None) -> None:
         """Say once that a step took more than its plan's budget."""
-        if self.plan is None or peak_bytes is None or self.warned_of_peak:
+        if self.promise is None or peak_bytes is None or self.warned_of_peak:
             return
-        excess = peak_bytes - self.plan.budget_bytes
+        budget_bytes = self.promise[1]
+        excess = peak_bytes - budget_bytes
         if excess > 0:
             self.warned_of_peak = True
             logger.warning(
@@ -194,7 +194,7 @@ class Trainer:
                 self.progress.step,
                 format_bytes(peak_bytes),
                 format_bytes(excess),
-                format_bytes(self.plan.budget_bytes - excess),
+                format_bytes(budget_bytes - excess),
             )
 
     def _zero_gradients(self) -> None:

@@ -39,6 +39,7 @@ class Assignment:
         plan: of the whole step, as JSON; None trains without one. A plan of the whole step calls no block, so under
             FSDP2 its parameters are gathered all together.
         block_plans: name of a block -> the plan of that block, as JSON; see `planner.blocks`.
+        block_promise: predicted peak and budget of a rank with these, in bytes.
     """
 
     job: Mapping[str, Any]
@@ -46,6 +47,7 @@ class Assignment:
     run_dir: str
     plan: str | None
     block_plans: Mapping[str, str] = field(default_factory=dict)
+    block_promise: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.plan is not None and self.block_plans:
@@ -184,7 +186,7 @@ def _train(
         ),
         reporter=reporter,
         store=store,
-        plan=plan,
+        promise=assignment.block_promise if plan is None else (plan.predicted_peak_bytes, plan.budget_bytes),
     )
     _restore(trainer, store, ranks)
     if ranks.is_first:

@@ -223,6 +223,9 @@ def test_ranks_that_share_a_model_train_with_plans_of_blocks_within_their_predic
     events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     peaks = [event["measured_peak_bytes"] for event in events if event["event"] == "step"]
     # In the first step the blocks are captured again and FSDP2 makes its buffers.
+    assert {event["predicted_peak_bytes"] for event in events if event["event"] == "step"} == {
+        plan["predicted_peak_bytes"]
+    }
     assert max(peaks[1:]) <= plan["predicted_peak_bytes"] <= plan["budget_bytes"]
     assert plan["budget_bytes"] < plan["retained_all_peak_bytes"]
 
