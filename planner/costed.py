@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -11,6 +11,8 @@ import numpy as np
 
 from cost_models.device import HardwareSpec
 from cost_models.energy import work_energy_j
+from cost_models.measured import Measured
+from cost_models.roofline import Roofline
 from cost_models.work import VIEW, Work
 from planner.graph import Graph
 
@@ -109,3 +111,14 @@ def annotate(graph: Graph, cost_model: CostModel, *, hardware: HardwareSpec | No
         cost_model=cost_model.name,
         energy_j=() if hardware is None else price(energy_j),
     )
+
+
+def priced(graph: Graph, cost_model: CostModel) -> CostedGraph:
+    """The graph with seconds, and joules where a device priced it; `cost_model` says what share is measured."""
+    hardware = cost_model.hardware if isinstance(cost_model, Roofline | Measured) else None
+    costed = annotate(graph, cost_model, hardware=hardware)
+    if not isinstance(cost_model, Measured):
+        return costed
+    share = cost_model.measured_share(work for node in graph.nodes for work in (node.work, *node.then))
+    name = f"measured for {share:.1%} of the time, the rest by a fitted roofline"
+    return replace(costed, cost_model=name)

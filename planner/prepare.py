@@ -17,13 +17,14 @@ from planner.capturing.optimizer_step import Optimizers
 from planner.capturing.rank_memory import Sharding
 from planner.capturing.static import static_memory
 from planner.capturing.workspace import with_workspaces
+from planner.costed import priced
 from planner.graph import Phase
 from planner.inputs.workload import Workload
 from planner.lower.fakes import building_without_memory
 from planner.lower.trace import profiler_is_on
 from planner.plan_file import ExecutorName, Plan, Provenance, instructions_of
 from planner.prepared import Prepared
-from planner.pricing import cost_model_of, priced
+from planner.pricing import cost_model_of
 from planner.problem import Problem
 from planner.schedule import Compute
 from planner.simulate import Trace

@@ -10,10 +10,8 @@ import torch
 from cost_models.hardware import HOST, HardwareSpec, load_hardware
 from cost_models.measured import Measured
 from cost_models.measurements import find_measurements, read_measurements
-from cost_models.roofline import CostModel, Roofline
+from cost_models.roofline import Roofline
 from planner.calibrating.setting import setting_here
-from planner.costed import CostedGraph, annotate
-from planner.graph import Graph
 
 
 def hardware_of(name: str) -> HardwareSpec:
@@ -66,14 +64,3 @@ def cost_model_of(
             "Name the file of that device."
         )
     return Measured(found, spec)
-
-
-def priced(graph: Graph, cost_model: CostModel) -> CostedGraph:
-    """The graph with seconds, and joules where a device priced it; `cost_model` says what share is measured."""
-    hardware = cost_model.hardware if isinstance(cost_model, Roofline | Measured) else None
-    costed = annotate(graph, cost_model, hardware=hardware)
-    if not isinstance(cost_model, Measured):
-        return costed
-    share = cost_model.measured_share(work for node in graph.nodes for work in (node.work, *node.then))
-    name = f"measured for {share:.1%} of the time, the rest by a fitted roofline"
-    return dataclasses.replace(costed, cost_model=name)

@@ -6,7 +6,8 @@ import contextlib
 from collections.abc import Iterator
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from orchestrator.techniques.normalization import ALL_BATCH_NORMS
 
 
 def coupling_layers(module: nn.Module) -> list[str]:
@@ -17,7 +18,7 @@ def coupling_layers(module: nn.Module) -> list[str]:
     return [
         name or type(part).__name__
         for name, part in module.named_modules()
-        if isinstance(part, _BatchNorm) and (part.training or part.running_mean is None)
+        if isinstance(part, ALL_BATCH_NORMS) and (part.training or part.running_mean is None)
     ]
 
 
@@ -40,7 +41,7 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
     Raises:
         ValueError: a layer has no running statistics.
     """
-    layers = {name: part for name, part in module.named_modules() if isinstance(part, _BatchNorm)}
+    layers = {name: part for name, part in module.named_modules() if isinstance(part, ALL_BATCH_NORMS)}
     without = [name or type(part).__name__ for name, part in layers.items() if part.running_mean is None]
     if without:
         raise ValueError(

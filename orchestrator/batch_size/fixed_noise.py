@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from orchestrator import randomness
 from orchestrator.batch_size.noise_scale import MicroBatchNoise, NoiseScale, NoiseScaleEstimator
+from orchestrator.techniques.normalization import ALL_BATCH_NORMS
 from planner.inputs.strict import WorkloadError
 
 LossOf = Callable[[Tensor], Tensor]
@@ -24,11 +25,7 @@ _MIN_OBSERVATIONS = 10
 @contextlib.contextmanager
 def frozen_batch_norm(module: nn.Module) -> Iterator[None]:
     """Batch norm with its running statistics: with those of the batch the examples would not be independent."""
-    norms = [
-        part
-        for part in module.modules()
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training
-    ]
+    norms = [part for part in module.modules() if isinstance(part, ALL_BATCH_NORMS) and part.training]
     for norm in norms:
         norm.eval()
     try:
@@ -45,7 +42,7 @@ def check_statistics(module: nn.Module) -> None:
         WorkloadError: such a layer is in training mode.
     """
     for name, part in module.named_modules():
-        if not (isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training):
+        if not (isinstance(part, ALL_BATCH_NORMS) and part.training):
             continue
         if part.num_batches_tracked is None or int(part.num_batches_tracked) == 0:
             raise WorkloadError(

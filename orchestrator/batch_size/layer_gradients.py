@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 from orchestrator.batch_size.layer_formulas import LAYERS, UnsupportedLayerError
+from planner.lower.trace import pytree
 
 # B examples, T positions of one (tokens, pixels), O and I the dims of a weight
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils import _pytree as pytree
 
 from orchestrator.batch_size.coupled_examples import coupling_layers, refusal
 from orchestrator.batch_size.gradient_norms import GradientNorms, Grouping
 from orchestrator.batch_size.layer_formulas import UnsupportedLayerError
 from orchestrator.batch_size.layer_gradients import LayerGradients
+from planner.lower.trace import pytree
 
 Method = Literal["closed_form", "torch_func"]
 

@@ -7,6 +7,7 @@ import math
 from torch import nn
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+ALL_BATCH_NORMS = (*_BATCH_NORMS, nn.SyncBatchNorm)
 # Wu and He, 2018, found 32 groups, or 16 channels in each, to be as good as any other number.
 _GROUPS = 32
 
@@ -18,7 +19,7 @@ def batch_norm_of(model: nn.Module) -> str:
     """
     for name, module in model.named_modules():
         is_synchronized = isinstance(module, nn.SyncBatchNorm)
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not is_synchronized and module.training:
+        if isinstance(module, ALL_BATCH_NORMS) and not is_synchronized and module.training:
             return name or type(module).__name__
     return ""
 

@@ -15,9 +15,9 @@ from planner.blockwise.pieces import pieces_of
 from planner.blockwise.profile import Profile, rest_of
 from planner.capture import Captured, capture
 from planner.capturing.workspace import with_workspaces
+from planner.costed import priced
 from planner.errors import CaptureError
 from planner.graph import Graph
-from planner.pricing import priced
 from planner.problem import Problem, StaticMemory
 from planner.step import StepModule
 from planner.tradeoff.rebatched import scaling

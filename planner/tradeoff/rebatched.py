@@ -8,11 +8,11 @@ from typing import Any
 
 from cost_models.roofline import CostModel
 from cost_models.work import Work
+from planner.costed import priced
 from planner.graph import Graph
 from planner.inputs.strict import WorkloadError
 from planner.inputs.targets import TargetSpec
 from planner.inputs.workload import BatchSpec, TensorSpec, Workload
-from planner.pricing import priced
 from planner.problem import Problem, StaticMemory
 
 _BATCH_KEYS = ("batch", "batch_size")

@@ -21,9 +21,10 @@ from planner.calibrating.setting import setting_here
 from planner.calibrating.standard import standard_steps
 from planner.calibrating.timer import Timer
 from planner.capture import Captured, capture
+from planner.costed import priced
 from planner.pipeline import plan
 from planner.prepare import prepare
-from planner.pricing import cost_model_of, priced
+from planner.pricing import cost_model_of
 from tests.models import BatchNormNet, TinyGPT, token_loss
 
 CPU = torch.device("cpu")
