@@ -22,6 +22,51 @@ Question = Literal["probe", "sweep", "branched"]
 _LARGEST = 1 << 24
 _SEEDS = {"probe": 1, "sweep": 1, "branched": 5}
 
+Sweep = Annotated[
+    bool, typer.Option("--sweep", help="Count steps to --target-loss over batch sizes and rates.")
+]
+Branched = Annotated[
+    bool, typer.Option("--branched", help="Try multiples of the batch from --checkpoint on.")
+]
+TargetLoss = Annotated[
+    float | None, typer.Option("--target-loss", help="Training loss that counts as reached.")
+]
+Batches = Annotated[
+    str | None,
+    typer.Option("--batches", help="Of the sweep: 8,32,128. Around the job's if not given."),
+]
+Rates = Annotated[
+    str | None,
+    typer.Option(
+        "--rates",
+        help="Of the sweep: 0.01,0.02. If not given, powers of two around the rule's, and on.",
+    ),
+]
+Factors = Annotated[str, typer.Option("--factors", help="Of the branches.")]
+Window = Annotated[int, typer.Option("--window", min=1, help="Of a branch, in steps of the job's batch.")]
+Seeds = Annotated[int | None, typer.Option("--seeds", min=1, max=100, help="Runs a cell: 1, branched 5.")]
+MaxSteps = Annotated[
+    int | None,
+    typer.Option("--max-steps", min=1, help="Of a run of the sweep; train.steps if not given."),
+]
+Evaluate = Annotated[int, typer.Option("--evaluate", min=1, help="Training samples whose loss is watched.")]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", metavar="RUN_DIR", help="Of a run, or one of its checkpoints."),
+]
+TimeLimit = Annotated[str, typer.Option("--time-limit", help="Of the probe.")]
+Parallel = Annotated[
+    int | None,
+    typer.Option("--parallel", min=1, help="Runs at the same time; one a core if not given."),
+]
+RayAddress = Annotated[str | None, typer.Option(help="Join a Ray cluster: HOST:PORT, or auto.")]
+Backend = Annotated[str | None, typer.Option(help="Replaces train.backend: ray or local.")]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="FILE", help="Results, continued; RUNS/NAME-batch-size.json if not given."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
+
 
 @dataclass(frozen=True)
 class BatchSizeRequest:
@@ -117,59 +162,24 @@ def batch_size_command(
 
     def batch_size(
         job: JobPath,
-        sweep: Annotated[
-            bool, typer.Option("--sweep", help="Count steps to --target-loss over batch sizes and rates.")
-        ] = False,
-        branched: Annotated[
-            bool, typer.Option("--branched", help="Try multiples of the batch from --checkpoint on.")
-        ] = False,
-        target_loss: Annotated[
-            float | None, typer.Option("--target-loss", help="Training loss that counts as reached.")
-        ] = None,
-        batches: Annotated[
-            str | None,
-            typer.Option("--batches", help="Of the sweep: 8,32,128. Around the job's if not given."),
-        ] = None,
-        rates: Annotated[
-            str | None,
-            typer.Option(
-                "--rates",
-                help="Of the sweep: 0.01,0.02. If not given, powers of two around the rule's, and on.",
-            ),
-        ] = None,
-        factors: Annotated[str, typer.Option("--factors", help="Of the branches.")] = "2,4,8,16",
-        window: Annotated[
-            int, typer.Option("--window", min=1, help="Of a branch, in steps of the job's batch.")
-        ] = 64,
-        seeds: Annotated[
-            int | None, typer.Option("--seeds", min=1, max=100, help="Runs a cell: 1, branched 5.")
-        ] = None,
-        max_steps: Annotated[
-            int | None,
-            typer.Option("--max-steps", min=1, help="Of a run of the sweep; train.steps if not given."),
-        ] = None,
-        evaluate: Annotated[
-            int, typer.Option("--evaluate", min=1, help="Training samples whose loss is watched.")
-        ] = 512,
-        checkpoint: Annotated[
-            Path | None,
-            typer.Option("--checkpoint", metavar="RUN_DIR", help="Of a run, or one of its checkpoints."),
-        ] = None,
-        time_limit: Annotated[str, typer.Option("--time-limit", help="Of the probe.")] = "60s",
-        parallel: Annotated[
-            int | None,
-            typer.Option("--parallel", min=1, help="Runs at the same time; one a core if not given."),
-        ] = None,
-        address: Annotated[str | None, typer.Option(help="Join a Ray cluster: HOST:PORT, or auto.")] = None,
-        backend: Annotated[str | None, typer.Option(help="Replaces train.backend: ray or local.")] = None,
-        out: Annotated[
-            Path | None,
-            typer.Option(
-                "--out", metavar="FILE", help="Results, continued; RUNS/NAME-batch-size.json if not given."
-            ),
-        ] = None,
+        sweep: Sweep = False,
+        branched: Branched = False,
+        target_loss: TargetLoss = None,
+        batches: Batches = None,
+        rates: Rates = None,
+        factors: Factors = "2,4,8,16",
+        window: Window = 64,
+        seeds: Seeds = None,
+        max_steps: MaxSteps = None,
+        evaluate: Evaluate = 512,
+        checkpoint: Checkpoint = None,
+        time_limit: TimeLimit = "60s",
+        parallel: Parallel = None,
+        address: RayAddress = None,
+        backend: Backend = None,
+        out: Out = None,
         picture: PicturePath = None,
-        quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+        quiet: Quiet = False,
         as_json: AsJson = False,
     ) -> None:
         """Say how large a batch pays: by the gradient noise, in a minute; by a sweep; or by branches of a run."""
@@ -177,19 +187,9 @@ def batch_size_command(
             if sweep and branched:
                 raise ValueError("--sweep and --branched are different questions. Ask one at a time.")
             question: Question = "sweep" if sweep else "branched" if branched else "probe"
-            if "train" not in read_yaml(job):
-                raise ValueError(f"{job} has no part `train`, so it can be planned but not trained. Add one.")
-            spec = JobSpec.load(job).with_changes({} if backend is None else {"backend": backend})
+            spec = _trained(job, backend)
             path = out or Path(spec.train.run_dir) / f"{spec.name}-batch-size.json"
-            if out is not None:
-                check_writable(out, option="--out")
-            if picture is not None:
-                check_picture(picture)
-                if question == "probe":
-                    raise ValueError(
-                        "--picture goes with --sweep or --branched. Leave it out, or ask for one."
-                    )
-            check_apart({"JOB": job, "--out": path, "--picture": picture})
+            _check_files(job, out=out, results=path, picture=picture, question=question)
             request = BatchSizeRequest(
                 path=job,
                 job=spec,
@@ -218,6 +218,30 @@ def batch_size_command(
             raise typer.Exit(answer.status)
 
     return batch_size
+
+
+def _trained(path: Path, backend: str | None) -> JobSpec:
+    """The job of a file, with another backend where one is named.
+
+    Raises:
+        ValueError: it says nothing of training, or is wrong.
+    """
+    if "train" not in read_yaml(path):
+        raise ValueError(f"{path} has no part `train`, so it can be planned but not trained. Add one.")
+    return JobSpec.load(path).with_changes({} if backend is None else {"backend": backend})
+
+
+def _check_files(
+    job: Path, *, out: Path | None, results: Path, picture: Path | None, question: Question
+) -> None:
+    """Raise ValueError where a file cannot be written, or would replace another."""
+    if out is not None:
+        check_writable(out, option="--out")
+    if picture is not None:
+        check_picture(picture)
+        if question == "probe":
+            raise ValueError("--picture goes with --sweep or --branched. Leave it out, or ask for one.")
+    check_apart({"JOB": job, "--out": results, "--picture": picture})
 
 
 def _seconds(text: str) -> float:

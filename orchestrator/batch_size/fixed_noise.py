@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from orchestrator import randomness
+from orchestrator.batch_size.coupled_examples import frozen_statistics
 from orchestrator.batch_size.noise_scale import MicroBatchNoise, NoiseScale, NoiseScaleEstimator
 from orchestrator.techniques.normalization import ALL_BATCH_NORMS
 from planner.inputs.strict import WorkloadError
@@ -20,19 +20,6 @@ LossOf = Callable[[Tensor], Tensor]
 _FIRST_MICRO_BATCHES = 8
 _MOST_MICRO_BATCHES = 512
 _MIN_OBSERVATIONS = 10
-
-
-@contextlib.contextmanager
-def frozen_batch_norm(module: nn.Module) -> Iterator[None]:
-    """Batch norm with its running statistics: with those of the batch the examples would not be independent."""
-    norms = [part for part in module.modules() if isinstance(part, ALL_BATCH_NORMS) and part.training]
-    for norm in norms:
-        norm.eval()
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.train()
 
 
 def check_statistics(module: nn.Module) -> None:
@@ -92,7 +79,7 @@ def measure_noise(
     device = parameters[0].device
     state = randomness.capture_state(device)
     try:
-        with frozen_batch_norm(module):
+        with frozen_statistics(module):
             while True:
                 for _ in range(_MIN_OBSERVATIONS):
                     sizes = num_samples, micro_batch, count

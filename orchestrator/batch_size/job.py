@@ -36,8 +36,10 @@ from orchestrator.checkpoint import CheckpointError, CheckpointStore, load_state
 from orchestrator.data import load_datasets
 from orchestrator.job import JobSpec
 from orchestrator.optim import optimizer_class
+from orchestrator.phases import phase_at, phases_of
 from orchestrator.planning import check_job
 from planner.cli.answer import Answer
+from planner.inputs.optimizers import OptimizerSpec
 from planner.inputs.strict import WorkloadError
 from planner.measure import threads
 from planner.report.plots import saved
@@ -78,6 +80,14 @@ def answer_batch_size(request: BatchSizeRequest) -> Answer:
     return Answer(said.status, payload, lines, said.complaint)
 
 
+def job_at(job: JobSpec, step: int) -> JobSpec:
+    """The job with the one optimizer that is at work after so many steps of a run."""
+    phase = phase_at(phases_of(job), step)
+    return job.model_copy(
+        update={"optimizer": OptimizerSpec.model_validate({"name": phase.name, **phase.hyper})}
+    )
+
+
 def own_rate(job: JobSpec) -> float:
     """The job's learning rate, its optimizer's default where it gives none.
 
@@ -93,8 +103,11 @@ def own_rate(job: JobSpec) -> float:
 
 def _probe(request: BatchSizeRequest, file: ResultsFile) -> Said:
     """Some steps of the job on one worker, then the noise scale at the weights that they lead to."""
-    started_s, job = time.monotonic(), request.job
+    started_s = time.monotonic()
     checkpoint = None if request.checkpoint is None else str(checkpoint_of(request.checkpoint))
+    if checkpoint is not None:
+        request = replace(request, job=job_at(request.job, step_of(Path(checkpoint))))
+    job = request.job
     rate = own_rate(job)
     wanted = max(_MIN_PROBE_STEPS, math.ceil(_PROBE_WARMUP * job.train.steps))
     task = base_request(
@@ -200,9 +213,11 @@ def grid_of(request: BatchSizeRequest, num_samples: int) -> Grid:
 
 
 def _branched(request: BatchSizeRequest, file: ResultsFile, watch: Watch) -> Said:
-    job, earlier = request.job, file.found.branched
+    earlier = file.found.branched
     assert request.checkpoint is not None
     chosen = checkpoint_of(request.checkpoint)
+    request = replace(request, job=job_at(request.job, step_of(chosen)))
+    job = request.job
     state = load_state(chosen)
     rate = float(state["optimizer"]["param_groups"][0]["lr"])
     if not rate > 0:

@@ -20,7 +20,7 @@ from orchestrator.checkpoint import CheckpointError, load_state
 from orchestrator.data import MapDataset, SampleStream, collate, load_datasets, validation_indices
 from orchestrator.job import JobSpec
 from orchestrator.metrics import finite
-from orchestrator.phases import phase_at, phases_of
+from orchestrator.phases import phases_of
 from orchestrator.worker import with_loss
 from planner.inputs.strict import WorkloadError
 from planner.step import call_model
@@ -161,12 +161,10 @@ class ShortRun:
         self.model = self.job.build_model(fake=False).to(self.device)
         self.module = with_loss(self.job, self.model).train()
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
-        state = None if request.checkpoint is None else load_state(Path(request.checkpoint))
-        before = 0 if state is None else state["progress"]["step"]
-        self.phase = phase_at(phases_of(at_rate(self.job, request.rate)), before)
+        self.phase = phases_of(at_rate(self.job, request.rate))[0]
         self.optimizer = self.phase.make_optimizer(self.model)
-        if state is not None:
-            self._restore(state)
+        if request.checkpoint is not None:
+            self._restore(request.checkpoint)
         self.stream = SampleStream(len(self.train_set), seed=request.seed, shuffle=train.shuffle)
         watched = validation_indices(len(self.train_set), wanted=request.num_evaluated)
         size = self.job.micro_batch
@@ -174,7 +172,8 @@ class ShortRun:
         self.watched = [self._read(watched[start : start + size]) for start in range(0, len(watched), size)]
         self.steps = 0
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _restore(self, checkpoint: str) -> None:
+        state = load_state(Path(checkpoint))
         rates = [group["lr"] for group in self.optimizer.param_groups]
         try:
             self.model.load_state_dict(state["model"])
@@ -182,7 +181,7 @@ class ShortRun:
         except (RuntimeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(
-                f"checkpoint {self.request.checkpoint} is not of this model and optimizer: {reason[:200]}. "
+                f"checkpoint {checkpoint} is not of this model and optimizer: {reason[:200]}. "
                 "Name one that is."
             ) from error
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
@@ -284,10 +283,8 @@ class ShortRun:
 
 
 def at_rate(job: JobSpec, rate: float) -> JobSpec:
-    """The job with one rate, whichever of its optimizers is at work, without an average of its weights."""
-    then = job.optimizer.then
-    changes = {"lr": rate, "then": None if then is None else then.model_copy(update={"lr": rate})}
-    optimizer = job.optimizer.model_copy(update=changes)
+    """The job with one rate, without an average of its weights."""
+    optimizer = job.optimizer.model_copy(update={"lr": rate})
     return job.model_copy(
         update={"optimizer": optimizer, "train": job.train.model_copy(update={"average": None})}
     )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from orchestrator.batch_size.command import BatchSizeRequest
-from orchestrator.batch_size.critical_batch import CriticalBatch, median_steps, regions
+from orchestrator.batch_size.critical_batch import CriticalBatch, Regions, median_steps, regions
 from orchestrator.batch_size.methods import Method, disagreements
 from orchestrator.batch_size.report import (
     Said,
@@ -30,70 +31,19 @@ def sweep_report(
 ) -> Said:
     """A row a batch size, the fitted curve with its intervals, the regions, the noise scale beside them."""
     job, seed = request.job, request.job.train.seed
-    runs = outcomes(found.runs, first_seed=seed)
     cut = regions(fit.b_crit)
-    table, cells = [], []
-    for median in median_steps(runs):
-        best = best_run(found.runs, median.batch, first_seed=seed)
-        row = {
-            "batch": median.batch,
-            "rate": None if best is None else best.rate,
-            "steps": median.steps,
-            "reached": median.reached,
-            "seeds": [run.steps for run in runs if run.batch == median.batch],
-            "examples": median.steps * median.batch,
-            "fitted_steps": finite(fit.steps(median.batch)),
-            "region": cut.of(median.batch),
-        }
-        table.append(row)
-        more = "" if median.reached else "> "
-        cells.append(
-            (
-                str(median.batch),
-                "" if best is None else f"{best.rate:.4g}",
-                f"{more}{median.steps:.0f}",
-                f"{more}{row['examples']:.0f}",
-                f"{fit.steps(median.batch):.1f}",
-                row["region"],
-            )
-        )
-    lines = text_table(("batch", "rate", "steps", "examples", "fitted", "region"), cells)
-    lines += _fit_lines(fit)
-    is_bounded = 0 < fit.b_crit < math.inf
-    if is_bounded:
-        lines.append(
-            f"regions              perfect scaling up to {cut.perfect_until:.4g} (at most {cut.tolerance:.0%} more "
-            f"examples than the least), maximal data parallelism from {cut.maximal_from:.4g} (at most "
-            f"{cut.tolerance:.0%} more steps)"
-        )
-    mean = mean_noise(found.noise, batch=found.noise_batch)
-    over_steps = mean_noise(found.noise)
-    if mean is not None:
-        known = [point.value for point in found.noise if point.value is not None]
-        times = f"; {mean / fit.b_crit:.2g} times the critical batch" if is_bounded else ""
-        lines.append(
-            f"noise scale          {mean:.4g} on the way (mean over progress; over steps {over_steps:.4g}), "
-            f"{known[0]:.4g} at its start, "
-            f"{known[-1]:.4g} at its end{times}"
-        )
-    recommended = None
-    if fit.reliable:
-        batch = _whole_batch(job, fit.b_crit)
-        reached = {run.batch for run in runs if run.reached}
-        near = min(reached, key=lambda size: abs(math.log(size / batch)))
-        chosen = best_run(found.runs, near, first_seed=seed)
-        assert chosen is not None
-        recommended = recommendation(job, batch, near_batch=near, near_rate=chosen.rate)
-        more_steps, more_examples = fit.steps(batch) / fit.s_min, fit.examples(batch) / fit.e_min
-        why = f"{more_steps:.2g} times the least steps, {more_examples:.2g} times the least examples"
-        lines.append(recommended_line(recommended, why))
+    table = _table(found, fit, cut, seed=seed)
+    recommended, why = _recommended(job, found, fit) if fit.reliable else (None, "")
     edges = at_edge(found.runs, first_seed=seed)
+    disagree = disagreements(others, adaptive=is_adaptive(job))
+    lines = [*_table_lines(table), *_fit_lines(fit), *_region_lines(fit, cut), *_noise_lines(found, fit)]
+    if recommended is not None:
+        lines.append(recommended_line(recommended, why))
     if edges:
         named = ", ".join(map(str, edges))
         lines.append(
             f"rates                the best one is the last one tried at batch {named}: add --rates beyond it"
         )
-    disagree = disagreements(others, adaptive=is_adaptive(job))
     lines += disagreement_lines(disagree)
     payload = {
         "status": "reliable" if fit.reliable else "unreliable",
@@ -101,8 +51,8 @@ def sweep_report(
         "fit": {key: plain(value) for key, value in asdict(fit).items()},
         "regions": {key: finite(value) for key, value in asdict(cut).items()},
         "table": table,
-        "noise_scale_mean": mean,
-        "noise_scale_mean_over_steps": over_steps,
+        "noise_scale_mean": mean_noise(found.noise, batch=found.noise_batch),
+        "noise_scale_mean_over_steps": mean_noise(found.noise),
         "noise_scale": [point.model_dump() for point in found.noise],
         "recommended": recommended,
         "rates_at_edge": edges,
@@ -110,6 +60,82 @@ def sweep_report(
     }
     complaint = "" if fit.reliable else f"the critical batch is unreliable: {fit.reason}"
     return Said(int(not fit.reliable), payload, lines, complaint)
+
+
+def _table(found: SweepFound, fit: CriticalBatch, cut: Regions, *, seed: int) -> list[dict[str, Any]]:
+    """One object a batch size."""
+    runs = outcomes(found.runs, first_seed=seed)
+    table = []
+    for median in median_steps(runs):
+        best = best_run(found.runs, median.batch, first_seed=seed)
+        table.append(
+            {
+                "batch": median.batch,
+                "rate": None if best is None else best.rate,
+                "steps": median.steps,
+                "reached": median.reached,
+                "seeds": [run.steps for run in runs if run.batch == median.batch],
+                "examples": median.steps * median.batch,
+                "fitted_steps": finite(fit.steps(median.batch)),
+                "region": cut.of(median.batch),
+            }
+        )
+    return table
+
+
+def _table_lines(table: Sequence[dict[str, Any]]) -> list[str]:
+    cells = []
+    for row in table:
+        more = "" if row["reached"] else "> "
+        fitted = row["fitted_steps"]
+        cells.append(
+            (
+                str(row["batch"]),
+                "" if row["rate"] is None else f"{row['rate']:.4g}",
+                f"{more}{row['steps']:.0f}",
+                f"{more}{row['examples']:.0f}",
+                "inf" if fitted is None else f"{fitted:.1f}",
+                row["region"],
+            )
+        )
+    return text_table(("batch", "rate", "steps", "examples", "fitted", "region"), cells)
+
+
+def _region_lines(fit: CriticalBatch, cut: Regions) -> list[str]:
+    """Where the regions end; nothing where the runs lie in one of them."""
+    if not 0 < fit.b_crit < math.inf:
+        return []
+    return [
+        f"regions              perfect scaling up to {cut.perfect_until:.4g} (at most {cut.tolerance:.0%} more "
+        f"examples than the least), maximal data parallelism from {cut.maximal_from:.4g} (at most "
+        f"{cut.tolerance:.0%} more steps)"
+    ]
+
+
+def _noise_lines(found: SweepFound, fit: CriticalBatch) -> list[str]:
+    """The noise scale along a run; nothing where it is not known."""
+    mean, over_steps = mean_noise(found.noise, batch=found.noise_batch), mean_noise(found.noise)
+    if mean is None:
+        return []
+    known = [point.value for point in found.noise if point.value is not None]
+    times = f"; {mean / fit.b_crit:.2g} times the critical batch" if 0 < fit.b_crit < math.inf else ""
+    return [
+        f"noise scale          {mean:.4g} on the way (mean over progress; over steps {over_steps:.4g}), "
+        f"{known[0]:.4g} at its start, {known[-1]:.4g} at its end{times}"
+    ]
+
+
+def _recommended(job: JobSpec, found: SweepFound, fit: CriticalBatch) -> tuple[dict[str, Any], str]:
+    """The critical batch in whole micro-batches with the rate of the nearest that was tried, and what it costs."""
+    seed = job.train.seed
+    batch = _whole_batch(job, fit.b_crit)
+    reached = {run.batch for run in outcomes(found.runs, first_seed=seed) if run.reached}
+    near = min(reached, key=lambda size: abs(math.log(size / batch)))
+    chosen = best_run(found.runs, near, first_seed=seed)
+    assert chosen is not None
+    more_steps, more_examples = fit.steps(batch) / fit.s_min, fit.examples(batch) / fit.e_min
+    why = f"{more_steps:.2g} times the least steps, {more_examples:.2g} times the least examples"
+    return recommendation(job, batch, near_batch=near, near_rate=chosen.rate), why
 
 
 def _fit_lines(fit: CriticalBatch) -> list[str]:

@@ -18,8 +18,7 @@ def batch_norm_of(model: nn.Module) -> str:
     Synchronized batch norm takes them of all ranks and is none of these.
     """
     for name, module in model.named_modules():
-        is_synchronized = isinstance(module, nn.SyncBatchNorm)
-        if isinstance(module, ALL_BATCH_NORMS) and not is_synchronized and module.training:
+        if isinstance(module, _BATCH_NORMS) and module.training:
             return name or type(module).__name__
     return ""
 

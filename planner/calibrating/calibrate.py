@@ -108,9 +108,7 @@ class Calibration:
         try:
             for turn in range(visits):
                 if overhead is not None and len(self.overhead_visits_s) <= turn:
-                    extra_s = overhead.a_call_s(
-                        functools.partial(self._time_s, timer, before_each), before_each
-                    )
+                    extra_s = overhead.a_call_s(functools.partial(self._time_s, timer), before_each)
                     self.overhead_visits_s = (*self.overhead_visits_s, extra_s)
                 for line, operation in operations.items():
                     done += 1
@@ -130,8 +128,9 @@ class Calibration:
             self._saved = self.measurements
 
     def _visit(self, timer: Timer, before_each: Callable[[str], None], operation: RunsAlone) -> None:
+        before_each(operation.line)
         try:
-            time_s = self._time_s(timer, before_each, operation)
+            time_s = self._time_s(timer, operation)
         except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
             self.failed[operation.line] = str(error).splitlines()[0][:200]
             _log.debug("%s does not run alone: %s", operation.line, error)
@@ -146,8 +145,7 @@ class Calibration:
             kind=work.kind,
         )
 
-    def _time_s(self, timer: Timer, before_each: Callable[[str], None], operation: RunsAlone) -> float:
-        before_each(operation.line)
+    def _time_s(self, timer: Timer, operation: RunsAlone) -> float:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             return timer.median_s(
                 functools.partial(operation.ready, self.device),

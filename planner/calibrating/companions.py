@@ -25,6 +25,7 @@ _SHARING, _END = "sharing", "end"
 _SIZES_BYTES = tuple(1 << power for power in range(10, 27, 2))
 _REDUCTIONS = 7
 _JOIN_S = 10.0
+_ALONE = "a process that measures beside this one has ended. What was measured is kept; run the same command again."
 
 Sharing = tuple[tuple[Transfer, ...], Mapping[str, float]]
 MakeOperations = Callable[[], Mapping[str, RunsAlone]]
@@ -68,14 +69,16 @@ def companions(
                 for pipe in ours:
                     pipe.recv()  # it runs
             except (EOFError, BrokenPipeError, ConnectionResetError) as error:
-                raise ValueError(
-                    "a process that measures beside this one has ended. What was measured is kept; run the same "
-                    "command again."
-                ) from error
+                raise ValueError(_ALONE) from error
 
         def share() -> Sharing:
             say(_SHARING)
-            return _measured_reductions(), block_overheads_s()
+            try:
+                return _measured_reductions(), block_overheads_s()
+            except RuntimeError as error:
+                if all(process.is_alive() for process in others):
+                    raise
+                raise ValueError(_ALONE) from error
 
         try:
             for process, (_, theirs) in zip(others, pipes, strict=True):

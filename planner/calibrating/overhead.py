@@ -71,18 +71,21 @@ class Overhead:
         """Seconds of some steps."""
         return [self._running.timed(seed=turn) for turn in range(_STEPS)]
 
-    def a_call_s(self, alone_s: Callable[[Operation], float], before_steps: Callable[[str], None]) -> float:
+    def a_call_s(self, alone_s: Callable[[Operation], float], before_each: Callable[[str], None]) -> float:
         """Seconds of each call, of a view too, that the operations' times alone do not hold.
 
         Args:
             alone_s: seconds of one operation alone, measured now.
-            before_steps: called with `OVERHEAD` before the steps run.
+            before_each: called with the line of an operation, or `OVERHEAD`, before it runs.
         """
-        known = {line: alone_s(operation) for line, operation in self.operations.items()}
+        known = {}
+        for line, operation in self.operations.items():
+            before_each(line)
+            known[line] = alone_s(operation)
         nodes = self.captured.graph.nodes
         works = [work for node in nodes for work in (node.work, *node.then)]
         num_calls = len(works) + sum(node.num_views for node in nodes)
         alone = sum(known.get(work.operation, 0.0) for work in works)
-        before_steps(OVERHEAD)
+        before_each(OVERHEAD)
         step_s = statistics.median(self.steps_s())
         return max(0.0, step_s - alone) / num_calls

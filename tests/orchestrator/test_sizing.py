@@ -151,9 +151,10 @@ def test_a_tight_budget_rematerializes_or_refuses(tmp_path: Path):
 
 def test_the_least_energy_is_not_asked_of_the_fastest(tmp_path: Path):
     job = JobSpec.load(gpt_job(tmp_path))
-    found, _ = size_batches(job, FOUR, global_batches=(2,), objective="energy")
+    found, _ = size_batches(job, FOUR, global_batches=(4,), objective="energy")
     fitting = [one for one in found if not one.refused]
     assert fitting[0].energy_j == min(one.energy_j for one in fitting)
+    assert fitting != sorted(fitting, key=lambda one: (one.score("time"), one.peak_bytes))
 
 
 @pytest.mark.parametrize("batch_norm", [None, "group_norm", "local"])

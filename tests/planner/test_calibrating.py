@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from cost_models.measured import Measured
 from cost_models.measurements import read_measurements
 from orchestrator.cli import app
 from planner.calibrating.calibrate import Calibration
-from planner.calibrating.operations import operations_of
+from planner.calibrating.companions import companions
+from planner.calibrating.operations import Operation, operations_of
 from planner.calibrating.optimizer_step import optimizer_step
 from planner.calibrating.setting import setting_here
 from planner.calibrating.standard import standard_steps
@@ -227,3 +230,25 @@ def test_a_refused_file_is_left_as_it_is(captured: Captured, tmp_path: Path):
     with pytest.raises(ValueError, match="unknown dtype"):
         calibration(tmp_path / "m.json")
     assert "float31" in (tmp_path / "m.json").read_text()
+
+
+def no_operations() -> dict[str, Any]:
+    """For a process of its own, which imports this by name."""
+    return {}
+
+
+def measure_with_a_lost_companion(measuring: Calibration, operations: Mapping[str, Operation]) -> None:
+    """One of two processes ends before the other begins."""
+    with companions(no_operations, processes=2, threads=1) as (before_each, _):
+        (other,) = multiprocessing.active_children()
+        other.kill()
+        other.join()
+        measuring.measure(operations, visits=1, before_each=before_each)
+
+
+@pytest.mark.slow
+def test_a_lost_companion_is_told_and_is_no_operation_that_fails(captured: Captured, tmp_path: Path):
+    measuring = calibration(tmp_path / "m.json")
+    with pytest.raises(ValueError, match="a process that measures beside this one has ended"):
+        measure_with_a_lost_companion(measuring, operations_of([captured]))
+    assert measuring.failed == {}

@@ -136,6 +136,29 @@ def test_a_killed_sweep_keeps_its_runs_and_ends_as_an_undisturbed_one(job: Path)
     assert found == json.loads(Path("whole.json").read_text())["sweep"]
 
 
+def test_branches_continue_the_optimizer_that_is_at_work(write_job: Any):
+    job = write_job(
+        model={"target": "tiny.py:net", "kwargs": {"dropout": 0.0}},
+        batch={"inputs": {"shape": [8, 8]}, "targets": {"shape": [8], "dtype": "int64", "high": 4}},
+        optimizer={"name": "adamw", "lr": 0.01, "then": {"name": "sgd", "lr": 0.4, "start": 0.5}},
+        train={
+            "data": {"target": "tiny.py:data", "kwargs": {"samples": 400}},
+            "steps": 20, "checkpoint_every": 5, "keep_checkpoints": 4,
+        },
+    )  # fmt: skip
+    assert CliRunner().invoke(app, ["train", str(job), "--quiet"]).exit_code == 0
+    (folder,) = [path for path in Path("runs").iterdir() if path.is_dir()]
+    # The rates of 2 x the batch: AdamW's grows with the square root, SGD's in proportion.
+    for step, factor in ((5, 2**0.5), (15, 2.0)):
+        checkpoint = folder / "checkpoints" / f"step-{step:08d}"
+        words = ("--branched", "--factors", "2", "--window", "8", "--seeds", "2", "--parallel", "1")
+        result = batch_size(job, *words, "--checkpoint", checkpoint, "--out", f"{step}.json")
+        assert result.exit_code in (0, 1), result.output
+        runs = json.loads(Path(f"{step}.json").read_text())["branched"]["runs"]
+        rates = {run["factor"]: run["rate"] for run in runs}
+        assert rates[2] == pytest.approx(factor * rates[1])
+
+
 def test_branches_of_a_checkpoint_find_a_factor_and_are_not_run_again(write_job: Any):
     job = sgd_job(write_job, steps=40, checkpoint_every=10, keep_checkpoints=4)
     runner = CliRunner()
