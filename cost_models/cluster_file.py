@@ -7,12 +7,22 @@ from typing import Any, Final
 
 from cost_models.cluster import ClusterSpec
 from cost_models.device import HardwareSpec, LinkSpec
-from cost_models.hardware import HOST, link_from_table, load_hardware
-from cost_models.spec_file import Range, check_keys, check_ranges, check_tables, checked_sources, read_table
+from cost_models.hardware import HOST, OWN_FILE, link_from_table, load_hardware
+from cost_models.names import did_you_mean
+from cost_models.spec_file import (
+    Range,
+    check_keys,
+    check_ranges,
+    check_tables,
+    check_texts,
+    checked_sources,
+    own_file,
+    read_table,
+)
 from cost_models.units import parse_bytes_per_s, parse_seconds
 
 _CLUSTERS: Final = Path(__file__).parent / "clusters"
-_NAME: Final = re.compile(r"(?P<name>\S+)(?: x(?P<count>[1-9]\d{0,5}))?")
+_NAME: Final = re.compile(r"(?P<name>\S+|.+\.toml)(?: x(?P<count>[1-9]\d{0,5}))?")
 
 CLUSTER_RANGES: Final[Mapping[str, Range]] = {
     "nodes": Range(1, 100_000, "nodes"),
@@ -36,17 +46,23 @@ class UnknownClusterError(ValueError):
     """No cluster has this name; the sentence lists all names."""
 
 
-def _device(name: object, devices_per_node: int, *, where: str) -> HardwareSpec:
-    """A device by its name; the host is divided among the workers that run on it."""
+def _device(name: object, devices_per_node: int, *, where: str, folder: Path | None) -> HardwareSpec:
+    """A device by its name or file; the host is divided among the workers that run on it."""
     try:
-        device = load_hardware(name if isinstance(name, str) else repr(name))
+        device = load_hardware(name if isinstance(name, str) else repr(name), folder=folder)
     except ValueError as error:
         raise ValueError(f"{where}: device: {error}") from error
     return device.divided(devices_per_node) if name == HOST else device
 
 
 def _made(
-    name: str, table: Mapping[str, Any], *, num_nodes: int, sources: Mapping[str, str], where: str
+    name: str,
+    table: Mapping[str, Any],
+    *,
+    num_nodes: int,
+    sources: Mapping[str, str],
+    where: str,
+    folder: Path | None,
 ) -> ClusterSpec:
     """A cluster from a table of checked SI numbers; what the network gives to one device is worked out here."""
     devices_per_node = table["devices_per_node"]
@@ -64,7 +80,7 @@ def _made(
         )
         share_bytes_per_s = network["node_bytes_per_s"] / devices_per_node
         network_link = LinkSpec(network.get("name", "network"), share_bytes_per_s, network["latency_s"])
-    device = _device(table["device"], devices_per_node, where=where)
+    device = _device(table["device"], devices_per_node, where=where, folder=folder)
     try:
         return ClusterSpec(
             name=name,
@@ -84,7 +100,8 @@ def read_cluster_file(path: Path, *, num_nodes: int = 1) -> ClusterSpec:
     """A cluster from a TOML file, named by the stem of the file.
 
     The file states device, devices_per_node, [network] with node_bytes_per_s (of the whole node, one direction)
-    and latency_s, and if need be [node_link], max_nodes, usd_per_node_hour; and a source beside each number.
+    and latency_s, and if need be [node_link], max_nodes, usd_per_node_hour; and a source beside each number. A
+    device that is a file (ends in ".toml") is relative to the folder of this one.
 
     Args:
         path: the file.
@@ -100,13 +117,16 @@ def read_cluster_file(path: Path, *, num_nodes: int = 1) -> ClusterSpec:
     required, optional = ("device", "devices_per_node"), ("max_nodes", "sources", *_OPTIONAL)
     check_keys(table, required=required, optional=optional, where=where, ranges=CLUSTER_RANGES)
     check_ranges(table, CLUSTER_RANGES, where=where)
+    check_texts(table, ("device", "node_link.name", "network.name"), where=where)
     sources = checked_sources(table, where=where)
     if num_nodes > table.get("max_nodes", num_nodes):
         raise ValueError(f"{where}: at most {table['max_nodes']} nodes share one fabric: got {num_nodes}.")
-    return _made(path.stem, table, num_nodes=num_nodes, sources=sources, where=where)
+    return _made(path.stem, table, num_nodes=num_nodes, sources=sources, where=where, folder=path.parent)
 
 
-def read_cluster(table: Mapping[str, Any], *, name: str = "cluster") -> ClusterSpec:
+def read_cluster(
+    table: Mapping[str, Any], *, name: str = "cluster", folder: Path | None = None
+) -> ClusterSpec:
     """A cluster from the form in which a job writes it, where every quantity has a unit.
 
         {device: a100-40gb, nodes: 4, devices_per_node: 8,
@@ -117,6 +137,7 @@ def read_cluster(table: Mapping[str, Any], *, name: str = "cluster") -> ClusterS
             several nodes; optionally node_link: {bytes_per_s, latency_s}, the link between two devices of one
             node instead of the device's own, and usd_per_node_hour.
         name: of the cluster, for messages.
+        folder: that a device that is a file (ends in ".toml") is relative to; None for the working folder.
 
     Raises:
         ValueError: an unknown or a missing key, a quantity without a unit, a number out of its range, or a
@@ -135,7 +156,7 @@ def read_cluster(table: Mapping[str, Any], *, name: str = "cluster") -> ClusterS
             }
     check_ranges(numbers, CLUSTER_RANGES, where=name)
     nodes = numbers.pop("nodes")
-    return _made(name, numbers, num_nodes=nodes, sources={}, where=name)
+    return _made(name, numbers, num_nodes=nodes, sources={}, where=name, folder=folder)
 
 
 def _quantity(key: str, value: object, *, at: str) -> object:
@@ -162,24 +183,37 @@ def known_clusters() -> tuple[str, ...]:
     return (*sorted(path.stem for path in _CLUSTERS.glob("*.toml")), HOST)
 
 
-def load_cluster(text: str) -> ClusterSpec:
+def load_cluster(text: str, *, folder: Path | None = None) -> ClusterSpec:
     """A cluster by its exact name and its number of nodes: "dgx-a100-40gb x8"; the name alone is one node.
 
-    "host x4" is this machine with four workers on it: one node, four devices that share its cores.
+    "host x4" is this machine with four workers on it: one node, four devices that share its cores. "mine.toml x8"
+    reads a file of one's own.
+
+    Args:
+        text: the name or file, and the number of nodes.
+        folder: that the file is relative to; None for the working folder.
 
     Raises:
         UnknownClusterError: no such name; the sentence lists all.
-        ValueError: more nodes than the fabric holds, or several without a network.
+        ValueError: more nodes than the fabric holds, several without a network, or a file that is not there or is
+            none of a cluster.
     """
+    known = known_clusters()
     match = _NAME.fullmatch(text.strip()) if isinstance(text, str) else None
-    if match is None or match["name"] not in known_clusters():
+    is_own = match is not None and match["name"].endswith(OWN_FILE)
+    if match is None or not (is_own or match["name"] in known):
+        near = "" if match is None else did_you_mean(match["name"], known)
         raise UnknownClusterError(
-            f"no cluster is named {text!r}. Write a name, or a name and a number of nodes such as "
-            f"'dgx-a100-40gb x8'. Known names: {', '.join(known_clusters())}."
+            f"no cluster is named {text!r}.{near} Write a name, or a name and a number of nodes such as "
+            f"'dgx-a100-40gb x8'. Known names: {', '.join(known)}; or name a file of your own that ends in "
+            f"{OWN_FILE}."
         )
     count, allowed = int(match["count"] or 1), CLUSTER_RANGES["nodes"]
     if not allowed.low <= count <= allowed.high:
         raise ValueError(f"{text!r}: the number after x must be {allowed}: got {count}.")
     if match["name"] == HOST:
         return host_cluster(count)
+    if is_own:
+        path = own_file((folder or Path()) / match["name"], what="cluster", known=known)
+        return read_cluster_file(path, num_nodes=count)
     return read_cluster_file(_CLUSTERS / f"{match['name']}.toml", num_nodes=count)

@@ -30,6 +30,13 @@ def _check_positive(owner: str, **numbers: float) -> None:
             raise ValueError(f"{owner}: {name} must be positive and finite: got {number!r}.")
 
 
+def _check_cores(owner: str, num_cores: object) -> None:
+    if isinstance(num_cores, bool) or not isinstance(num_cores, int):
+        raise ValueError(f"{owner}: num_cores must be a whole number: got {num_cores!r}.")
+    if num_cores < 1:
+        raise ValueError(f"{owner}: num_cores must be at least 1: got {num_cores!r}.")
+
+
 @dataclass(frozen=True)
 class LinkSpec:
     """One direction of a link between two devices, or between a device and its host.
@@ -73,6 +80,7 @@ class HardwareSpec:
             peer link of a CPU joins two processes of one machine.
         efficiency: kind of work -> fractions that replace the default ones.
         sources: dotted field name -> where its number is from.
+        path: of the file of a device of one's own; "" for one that is known by its name.
 
     Raises:
         ValueError: a number that is not positive and finite, more power at rest than at work, a dense rate
@@ -93,6 +101,7 @@ class HardwareSpec:
     links: Mapping[str, LinkSpec] = field(default_factory=dict, hash=False)
     efficiency: Mapping[str, Efficiency] = field(default_factory=dict, hash=False)
     sources: Mapping[str, str] = field(default_factory=dict, hash=False)
+    path: str = ""
 
     def __post_init__(self) -> None:
         for mapping in ("peak_flop_per_s", "sparse_flop_per_s", "links", "efficiency", "sources"):
@@ -114,8 +123,8 @@ class HardwareSpec:
             raise ValueError(f"{owner}: memory_bytes must be a whole number: got {self.memory_bytes!r}.")
         if (self.num_cores is None) == (self.kind == "cpu"):
             raise ValueError(f"{owner}: a cpu states num_cores, all else does not: got {self.num_cores!r}.")
-        if self.num_cores is not None and self.num_cores < 1:
-            raise ValueError(f"{owner}: num_cores must be at least 1: got {self.num_cores!r}.")
+        if self.num_cores is not None:
+            _check_cores(owner, self.num_cores)
         if self.socket_memory_bytes_per_s is not None:
             _check_positive(owner, socket_memory_bytes_per_s=self.socket_memory_bytes_per_s)
         if self.idle_power_watts > self.power_watts:
@@ -147,6 +156,11 @@ class HardwareSpec:
                 raise ValueError(
                     f"{owner}: {mapping} has the unknown key {unknown[0]!r}. Give one of {', '.join(known)}."
                 )
+
+    @property
+    def place(self) -> str:
+        """What `load_hardware` finds it by: the path of its own file, or its name."""
+        return self.path or self.name
 
     def matrix_rate(self, dtype: str) -> Rate:
         """Rate of matrix products in a dtype.
@@ -188,8 +202,7 @@ class HardwareSpec:
         """
         if self.num_cores is None:
             raise ValueError(f"hardware {self.name!r} is a {self.kind} and has no number of cores to change.")
-        if num_cores < 1:
-            raise ValueError(f"hardware {self.name!r}: num_cores must be at least 1: got {num_cores!r}.")
+        _check_cores(f"hardware {self.name!r}", num_cores)
         factor = num_cores / self.num_cores
         return replace(
             self,

@@ -1,5 +1,6 @@
 """The fraction of its peak that a device reaches, for each kind of work, and where the figure is from."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -14,23 +15,28 @@ class Efficiency:
     Args:
         compute: fraction of the peak FLOP/s, in (0, 1].
         memory: fraction of the peak bytes/s, in (0, 1].
-        source: where the two numbers are from.
+        source: where the numbers are from.
+        serial_s: seconds of one operation (a FLOP as `Work` counts them) where each waits for the one before it, so
+            that neither lanes nor cores help; 0.0 where nothing waits.
 
     Raises:
-        ValueError: a fraction outside (0, 1], or no source.
+        ValueError: a fraction outside (0, 1], a negative or infinite time, or no source.
     """
 
     compute: float
     memory: float
     source: str
+    serial_s: float = 0.0
 
     def __post_init__(self) -> None:
         for field in ("compute", "memory"):
             fraction = getattr(self, field)
             if not 0 < fraction <= 1:
                 raise ValueError(f"Efficiency.{field} must lie in (0, 1]: got {fraction!r}.")
+        if not (math.isfinite(self.serial_s) and self.serial_s >= 0):
+            raise ValueError(f"Efficiency.serial_s must be finite and at least 0: got {self.serial_s!r}.")
         if not self.source.strip():
-            raise ValueError("Efficiency.source is empty: got ''. Say where the two fractions are from.")
+            raise ValueError("Efficiency.source is empty: got ''. Say where the numbers are from.")
 
 
 # Large bfloat16 products through cuBLAS: 271 of 312 TFLOP/s on an A100, about 790 of 989 on H100 and H200.
@@ -50,6 +56,12 @@ _TPU_VECTOR = (
 )
 
 _XEON = "measured with PyTorch 2.13 on one core of a 2.7 GHz Xeon with AVX-512, DDR taken as 25.6 GB/s: "
+# Each number comes from the state that the one before it left, and PyTorch fills a tensor on one thread.
+_TWISTER = (
+    "serial: PyTorch's Mersenne Twister, measured with PyTorch 2.11, 2.13 and 2.15 on a 2.7 GHz Xeon, ns a number "
+    "of 2^14 to 2^22, with two threads as with one: rand and randn 3 to 7, bernoulli 5 to 12, bernoulli_ 6 to 10; "
+    "in bfloat16 4 to 9, but randn 27 in 2.11; taken over for all CPUs; fractions as elementwise"
+)
 
 DEFAULT_EFFICIENCY: Final[Mapping[str, Mapping[str, Efficiency]]] = {
     "gpu": {
@@ -88,7 +100,7 @@ DEFAULT_EFFICIENCY: Final[Mapping[str, Mapping[str, Efficiency]]] = {
         "elementwise": Efficiency(0.5, 0.75, _XEON + "ReLU of 256 MiB 0.50, of 16 MiB (in cache) 1.05"),
         "gather": Efficiency(0.5, 0.44, _XEON + "2 KiB rows of a 100 MB table: 0.44"),
         "copy": Efficiency(0.5, 0.75, _XEON + "256 MiB 0.58, 16 MiB (in cache) 1.07"),
-        "random": Efficiency(0.5, 0.03, _XEON + "dropout and normal numbers: 0.025 to 0.033"),
+        "random": Efficiency(0.5, 0.75, _TWISTER, serial_s=7e-9),
     },
 }
 

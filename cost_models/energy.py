@@ -46,11 +46,11 @@ def energy_j(time_s: float, *, hardware: HardwareSpec, utilization: float) -> fl
 def power_utilization(estimate: RooflineEstimate, *, time_s: float, hardware: HardwareSpec) -> float:
     """How far the power of a device is from rest to board power while it does a piece of work.
 
-        u = min(1, (compute_s + share * memory_s) / time_s)
+        u = min(1, (compute_s + share * memory_s + serial_s / num_cores) / time_s)
 
     What is bound by arithmetic draws board power, what is bound by memory the share of it that memory takes
-    (`MEMORY_POWER_SHARE`) and what its arithmetic adds; a launch draws nothing. The minimum is the board's own:
-    it lowers its clock rather than draw more.
+    (`MEMORY_POWER_SHARE`) and what its arithmetic adds, what is done one after the other that of one core; a launch
+    draws nothing. The minimum is the board's own: it lowers its clock rather than draw more.
 
     Args:
         estimate: roofline terms of the work on this hardware.
@@ -69,7 +69,8 @@ def power_utilization(estimate: RooflineEstimate, *, time_s: float, hardware: Ha
         raise ValueError(f"time_s must be finite and at least 0: got {time_s!r}.")
     if time_s == 0:
         return 0.0
-    return min(1.0, (estimate.compute_s + MEMORY_POWER_SHARE[hardware.kind] * estimate.memory_s) / time_s)
+    busy_s = estimate.compute_s + MEMORY_POWER_SHARE[hardware.kind] * estimate.memory_s
+    return min(1.0, (busy_s + estimate.serial_s / (hardware.num_cores or 1)) / time_s)
 
 
 def step_energy_j(

@@ -1,4 +1,4 @@
-"""Devices as data: read a HardwareSpec from its TOML file, and load one by its exact name."""
+"""Devices as data: read a HardwareSpec from its TOML file, and load one by its exact name or its own file."""
 
 import copy
 from collections.abc import Mapping
@@ -9,7 +9,17 @@ from typing import Any, Final, NamedTuple
 from cost_models.device import RATE_DTYPES, HardwareSpec, LinkSpec, Rate
 from cost_models.efficiency import Efficiency
 from cost_models.host import read_host
-from cost_models.spec_file import Range, check_keys, check_ranges, check_tables, checked_sources, read_table
+from cost_models.names import did_you_mean
+from cost_models.spec_file import (
+    Range,
+    check_keys,
+    check_ranges,
+    check_tables,
+    check_texts,
+    checked_sources,
+    own_file,
+    read_table,
+)
 
 __all__ = [
     "HOST",
@@ -26,6 +36,9 @@ __all__ = [
 
 HOST: Final = "host"
 _SPECS: Final = Path(__file__).parent / "specs"
+# What the name of a file of one's own ends with.
+OWN_FILE: Final = ".toml"
+_TEXTS: Final = ("kind", "links.*.name", "efficiency.*.source")
 _TABLES: Final = ("flop_per_cycle", "peak_flop_per_s", "sparse_flop_per_s", "links", "efficiency")
 
 # A spec file with a number beyond these is refused: a unit was mistaken, or a zero lost.
@@ -41,6 +54,7 @@ RANGES: Final[Mapping[str, Range]] = {
     "launch_latency_s": Range(1e-7, 1e-3, "s"),
     "efficiency.*.compute": Range(0, 1, ""),
     "efficiency.*.memory": Range(0, 1, ""),
+    "efficiency.*.serial_s": Range(0, 1e-6, "s"),
     "power_watts": Range(1, 2000, "W"),
     "idle_power_watts": Range(0.1, 2000, "W"),
     "links.*.bytes_per_s": Range(1e8, 2e13, "B/s"),
@@ -81,6 +95,7 @@ def _check_keys(table: Mapping[str, Any], *, where: str) -> None:
     """Every table of a file of hardware has the keys that it needs and no other."""
     required, optional = _keys(HardwareSpec)
     required = [key for key in required if key not in ("name", "peak_flop_per_s")]
+    optional = [key for key in optional if key != "path"]
     rates = "flop_per_cycle" if "flop_per_cycle" in table else "peak_flop_per_s"
     required += [rates, "clock_hz"] if rates == "flop_per_cycle" else [rates]
     check_tables(table, ("sources", *_TABLES), where=where)
@@ -99,6 +114,7 @@ def _check_keys(table: Mapping[str, Any], *, where: str) -> None:
 def _from_table(name: str, table: Mapping[str, Any], *, where: str) -> HardwareSpec:
     """The spec of a parsed file; a CPU states clock_hz and flop_per_cycle instead of the product."""
     _check_keys(table, where=where)
+    check_texts(table, _TEXTS, where=where)
     check_ranges(table, RANGES, where=where)
     sources = checked_sources(table, where=where, apart=("efficiency",))
     body = {key: value for key, value in table.items() if key != "sources"}
@@ -129,15 +145,25 @@ def known_hardware() -> tuple[str, ...]:
     return (*sorted(path.stem for path in _SPECS.glob("*.toml")), HOST)
 
 
-def load_hardware(name: str) -> HardwareSpec:
-    """A spec by its exact name; "host" is the machine that asks.
+def load_hardware(name: str, *, folder: Path | None = None) -> HardwareSpec:
+    """A spec by its exact name, or from a file of one's own; "host" is the machine that asks.
+
+    Args:
+        name: an exact name, or a path that ends in ".toml".
+        folder: that the path is relative to; None for the working folder.
 
     Raises:
         UnknownHardwareError: no such name; the sentence lists all.
+        ValueError: the file is not there, or is none of hardware; as for `read_hardware`.
     """
-    if name not in known_hardware():
+    known = known_hardware()
+    if name.endswith(OWN_FILE):
+        path = own_file((folder or Path()) / name, what="hardware", known=known)
+        return replace(read_hardware(path), path=str(path))
+    if name not in known:
         raise UnknownHardwareError(
-            f"no hardware is named {name!r}. Known names: {', '.join(known_hardware())}."
+            f"no hardware is named {name!r}.{did_you_mean(name, known)} Known names: {', '.join(known)}; or name a "
+            f"file of your own that ends in {OWN_FILE}."
         )
     return _host() if name == HOST else read_hardware(_SPECS / f"{name}.toml")
 

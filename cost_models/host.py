@@ -112,15 +112,25 @@ def _physical_memory_bytes() -> int | None:
         return None
 
 
+def _usable_processors() -> frozenset[int] | None:
+    """Logical processors that this process may use, None where the system does not tell."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    return None if affinity is None else frozenset(affinity(0))
+
+
+def num_processors() -> int:
+    """How many logical processors this process may use."""
+    usable = _usable_processors()
+    return len(usable) if usable is not None else (os.cpu_count() or 1)
+
+
 def read_host(read: Callable[[Path], str] = _read) -> Host:
     """Ask this machine for its cores, clock, vector units and memory.
 
     Args:
         read: content of a system file, "" where there is none.
     """
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
-    usable = None if affinity is None else frozenset(affinity(0))
-    num_logical = len(usable) if usable is not None else (os.cpu_count() or 1)
+    usable = _usable_processors()
     info = parse_cpuinfo(read(_CPUINFO), usable=usable)
     sources = {
         "num_cores": "distinct cores of /proc/cpuinfo that this process may use"
@@ -138,7 +148,7 @@ def read_host(read: Callable[[Path], str] = _read) -> Host:
     if memory_bytes is not None and limits and min(limits) < memory_bytes:
         memory_bytes, sources["memory_bytes"] = min(limits), "memory limit of this process's container"
     return Host(
-        num_cores=info.num_cores or num_logical,
+        num_cores=info.num_cores or num_processors(),
         clock_hz=clock_hz,
         # Every 64-bit Arm has NEON, also where there is no /proc/cpuinfo to say so.
         vector_units=info.vector_units or ("neon" if platform.machine() in ("arm64", "aarch64") else None),

@@ -1,4 +1,4 @@
-"""Time of an operation from two peaks of the device: max(compute, memory) + launch latency."""
+"""Time of an operation from the peaks of the device: max(compute, memory, serial) + launch latency."""
 
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -28,26 +28,33 @@ class RooflineEstimate:
     Args:
         compute_s: seconds of the arithmetic alone.
         memory_s: seconds of the memory traffic alone.
-        launch_s: seconds before either can start.
+        serial_s: seconds of what can only be done one after the other.
+        launch_s: seconds before any of them can start.
         rate_dtype: dtype whose rate was used; differs from the work's where the device lists none for it.
         efficiency: fractions of the peaks that were assumed; None for a view.
     """
 
     compute_s: float
     memory_s: float
+    serial_s: float
     launch_s: float
     rate_dtype: str
     efficiency: Efficiency | None
 
     @property
     def time_s(self) -> float:
-        """Seconds in all: max(compute_s, memory_s) + launch_s."""
-        return max(self.compute_s, self.memory_s) + self.launch_s
+        """Seconds in all: max(compute_s, memory_s, serial_s) + launch_s."""
+        return max(self.compute_s, self.memory_s, self.serial_s) + self.launch_s
 
     @property
-    def bound(self) -> Literal["compute", "memory", "launch", "none"]:
-        """The largest of the three terms; "none" where all are zero."""
-        terms_s = {"compute": self.compute_s, "memory": self.memory_s, "launch": self.launch_s}
+    def bound(self) -> Literal["compute", "memory", "serial", "launch", "none"]:
+        """The largest of the four terms; "none" where all are zero."""
+        terms_s = {
+            "compute": self.compute_s,
+            "memory": self.memory_s,
+            "serial": self.serial_s,
+            "launch": self.launch_s,
+        }
         if not any(terms_s.values()):
             return "none"
         return max(terms_s, key=lambda term: terms_s[term])  # pyright: ignore[reportReturnType]
@@ -57,11 +64,13 @@ class RooflineEstimate:
 class Roofline:
     """The roofline model with a launch latency.
 
-        t = max(flop / (e_c * peak_flop_per_s), moved_bytes / (e_m * memory_bytes_per_s)) + launch_latency_s
+        t = max(flop / (e_c * peak_flop_per_s), moved_bytes / (e_m * memory_bytes_per_s), flop * e_s)
+            + launch_latency_s
 
-    e_c and e_m are fractions per kind of work: the hardware's own where its file gives them, else
-    `DEFAULT_EFFICIENCY`. Matrix kinds use the rate of the matrix units, all others that of the vector units.
-    The latency makes small operations inefficient, as on a device: see `half_performance_flop`.
+    e_c and e_m are fractions per kind of work, e_s its seconds of one operation after another: the hardware's own
+    where its file gives them, else `DEFAULT_EFFICIENCY`. Matrix kinds use the rate of the matrix units, all others
+    that of the vector units. The latency makes small operations inefficient, as on a device: see
+    `half_performance_flop`.
 
     Args:
         hardware: the device.
@@ -84,12 +93,13 @@ class Roofline:
     def estimate(self, work: Work) -> RooflineEstimate:
         """The time of the work, and what bounds it."""
         if work.kind == "view":
-            return RooflineEstimate(0.0, 0.0, 0.0, rate_dtype=work.dtype, efficiency=None)
+            return RooflineEstimate(0.0, 0.0, 0.0, 0.0, rate_dtype=work.dtype, efficiency=None)
         hardware, efficiency = self.hardware, self.efficiency(work.kind)
         rate = (hardware.matrix_rate if work.kind in MATRIX_KINDS else hardware.vector_rate)(work.dtype)
         return RooflineEstimate(
             compute_s=work.flop / (efficiency.compute * rate.flop_per_s),
             memory_s=work.moved_bytes / (efficiency.memory * hardware.memory_bytes_per_s),
+            serial_s=work.flop * efficiency.serial_s,
             launch_s=hardware.launch_latency_s,
             rate_dtype=rate.dtype,
             efficiency=efficiency,

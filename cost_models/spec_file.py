@@ -19,6 +19,30 @@ class Range(NamedTuple):
         return f"a number from {self.low:g} to {self.high:g} {self.unit}".rstrip()
 
 
+def own_file(path: Path, *, what: str, known: Collection[str]) -> Path:
+    """The path of a file of one's own, absolute.
+
+    Args:
+        path: of a TOML file.
+        what: it describes: "hardware".
+        known: names that the file must not have, for they are those of others.
+
+    Raises:
+        ValueError: there is no such file, it cannot be read, or its name is known; one sentence.
+    """
+    try:
+        with path.open("rb"):
+            pass
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no {what} file {path}. Name one that is there.") from error
+    except (OSError, ValueError) as error:  # no name of a file may hold a zero byte
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"the {what} file {path} cannot be read: {reason}.") from error
+    if path.stem in known:
+        raise ValueError(f"{path.name}: {path.stem!r} is the name of known {what}. Rename the file.")
+    return path.absolute()
+
+
 def read_table(path: Path) -> dict[str, Any]:
     """The content of a TOML file.
 
@@ -86,6 +110,23 @@ def check_keys(
         raise ValueError(f"{where}: {at} lacks the key {missing[0]!r}. Add it{hint}.")
 
 
+def check_texts(table: Mapping[str, Any], names: Collection[str], *, where: str) -> None:
+    """Refuse what is no text, or an empty one, where text belongs.
+
+    Args:
+        table: the file.
+        names: dotted names, or patterns such as "links.*.name", of its texts.
+        where: its name.
+
+    Raises:
+        ValueError: it names the file, the key and what was got.
+    """
+    for dotted, value in leaves(table):
+        is_text = isinstance(value, str) and bool(value.strip())
+        if not is_text and any(fnmatchcase(dotted, name) for name in names):
+            raise ValueError(f"{where}: {dotted} must be text: got {value!r}.")
+
+
 def range_of(dotted: str, ranges: Mapping[str, Range]) -> Range | None:
     """The range of a dotted name; None where it is not the name of a number."""
     return next((allowed for pattern, allowed in ranges.items() if fnmatchcase(dotted, pattern)), None)
@@ -129,15 +170,16 @@ def checked_sources(table: Mapping[str, Any], *, where: str, apart: Collection[s
         apart: top-level tables that carry their source beside their numbers.
 
     Raises:
-        ValueError: a number without a source, or a source without a number.
+        ValueError: a number without a source, a source that is no text, or a source without a number.
     """
-    sources = {dotted: str(source) for dotted, source in leaves(table.get("sources", {}))}
+    sources = dict(leaves(table.get("sources", {})))
     stated = {key: value for key, value in table.items() if key not in ("sources", *apart)}
     numbers = [dotted for dotted, value in leaves(stated) if isinstance(value, int | float)]
-    bare = [dotted for dotted in numbers if not sources.get(dotted, "").strip()]
+    bare = [dotted for dotted in numbers if not str(sources.get(dotted, "")).strip()]
     if bare:
         raise ValueError(f"{where}: {bare[0]} has no source. Add it under [sources].")
+    check_texts(table, ("sources.*",), where=where)
     idle = [dotted for dotted in sources if dotted not in numbers]
     if idle:
         raise ValueError(f"{where}: sources.{idle[0]} belongs to no number of the file. Remove it.")
-    return sources
+    return {dotted: str(source) for dotted, source in sources.items()}

@@ -34,7 +34,7 @@ def plan_job_blocks(job: JobSpec) -> BlockwisePlan:
         WorkloadError: model, batch, loss or optimizer cannot be made.
     """
     train = job.train
-    shape = Shape(train.workers, train.sharding, job.micro_batch, train.accumulation)
+    shape = Shape(train.workers, train.sharding, job.micro_batch, job.planned_accumulation)
     with threads(train.threads_per_worker):
         node = _one_node(job)
         step = sized_step(job, node)
@@ -76,9 +76,9 @@ def _one_node(job: JobSpec) -> ClusterSpec:
     workers = job.train.workers
     if job.hardware == HOST:
         return host_cluster(workers)
-    device = load_hardware(job.hardware)
+    device = load_hardware(job.hardware_place)
     link = device.links.get("peer") or device.links.get("host")
-    return ClusterSpec(job.hardware, device, num_nodes=1, devices_per_node=workers, node_link=link)
+    return ClusterSpec(device.name, device, num_nodes=1, devices_per_node=workers, node_link=link)
 
 
 def _plans(
@@ -97,7 +97,7 @@ def _plans(
         key = (profile.kinds[at], number)
         if key not in known:
             known[key] = len(plans)
-            plan = plan_of_option(by_name[name], profile.option(at, number), hardware=job.hardware)
+            plan = plan_of_option(by_name[name], profile.option(at, number), hardware=job.hardware_place)
             plans.append(plan.to_json())
         own = name.removeprefix("model.") if isinstance(module, StepModule) else name
         numbers[own] = known[key]

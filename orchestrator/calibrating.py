@@ -95,7 +95,8 @@ def calibrate(request: CalibrationRequest, show_progress: bool) -> Answer:
         raise ValueError(
             "--device cuda: torch sees no CUDA device here. Run on a machine with one, or use cpu."
         )
-    is_cpu = hardware_of(request.hardware).kind == "cpu"
+    spec = hardware_of(request.hardware)
+    is_cpu = spec.kind == "cpu"
     if request.hardware != HOST and is_cpu != (request.device == "cpu"):
         raise ValueError(
             f"--hardware {request.hardware} is no {request.device} device, and would be priced by another's times. "
@@ -105,7 +106,7 @@ def calibrate(request: CalibrationRequest, show_progress: bool) -> Answer:
     device = torch.device(request.device)
     with with_threads(threads):
         setting = setting_here(
-            hardware=request.hardware, device=device, threads=threads, processes=request.processes
+            hardware=spec.name, device=device, threads=threads, processes=request.processes
         )
         path = request.folder / setting.file_name
         calibration = Calibration.resumed(path, setting, device)

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator import jobs
 from orchestrator.batch_size.command import batch_size_command
 from orchestrator.failures import RunFailedError
 from orchestrator.job import JobSpec
+from orchestrator.job_commands import add_job_commands
 from orchestrator.run_folder import RunFolder
 from orchestrator.size_command import size_command
 from planner.__main__ import quiet_libraries, show, tell
@@ -45,10 +45,6 @@ _INTERRUPTED = 130
 
 Seed = Annotated[int | None, typer.Option(help="Replaces train.seed.")]
 Steps = Annotated[int | None, typer.Option(help="Replaces train.steps.")]
-JobId = Annotated[str, typer.Argument(metavar="JOB_ID", help="As `lowtide submit` printed it.")]
-JobsAddress = Annotated[
-    str, typer.Option(metavar="URL", help="Of the cluster's Jobs API, such as http://127.0.0.1:8265.")
-]
 
 
 @app.callback()
@@ -68,6 +64,10 @@ def train(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
     seed: Seed = None,
     steps: Steps = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Replaces train.workers; a run that is continued keeps its global batch."),
+    ] = None,
     run_dir: Annotated[
         str | None, typer.Option(help="Replaces train.run_dir, where run folders are made.")
     ] = None,
@@ -75,7 +75,9 @@ def train(
 ) -> None:
     """Plan a job, train it, and leave a run folder."""
     with _answers(as_json=as_json):
-        overrides = _given(budget=budget, seed=seed, steps=steps, run_dir=run_dir, backend=backend)
+        overrides = _given(
+            budget=budget, seed=seed, steps=steps, workers=workers, run_dir=run_dir, backend=backend
+        )
         if resume is not None:
             overrides = RunFolder.read_record(resume)["overrides"] | overrides
         spec = JobSpec.load(job).with_changes(overrides)
@@ -91,8 +93,9 @@ def train(
             quiet=quiet,
             overrides=overrides,
         )
-        if not train_job(spec, options):
-            raise typer.Exit(_INTERRUPTED)
+        status = train_job(spec, options)
+        if status:
+            raise typer.Exit(status)
 
 
 def _load_job(path: Path) -> Workload:
@@ -112,83 +115,9 @@ def _checking() -> MakeReal:
     return check_step
 
 
-@app.command(epilog="Example: lowtide submit deploy/jobs/quickstart.yaml --address http://127.0.0.1:8265")
-def submit(
-    job: JobPath,
-    address: JobsAddress,
-    budget: BudgetText = None,
-    seed: Seed = None,
-    steps: Steps = None,
-    run_dir: Annotated[
-        str | None,
-        typer.Option(help="On the cluster; run folders are made in it. ~/lowtide-runs if not given."),
-    ] = None,
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Print the job's id and return.")] = False,
-) -> None:
-    """Train a job on a cluster, follow its log, and return its exit status."""
-    with _answers():
-        overrides = _given(budget=budget, seed=seed, steps=steps, run_dir=run_dir)
-        spec = JobSpec.load(job).with_changes(overrides)
-        flags = {f"--{key.replace('_', '-')}": str(value) for key, value in overrides.items()}
-        arguments = [word for pair in flags.items() for word in pair]
-        if spec.train.backend == "ray":  # train on the cluster that runs the job, not on a new one
-            arguments += ["--address", "auto"]
-        job_id = jobs.submit(job, address=address, arguments=arguments)
-        if no_wait:
-            typer.echo(job_id)
-            return
-        typer.echo(
-            f"job {job_id}; it goes on without this command: lowtide logs {job_id} --address {address}",
-            err=True,
-        )
-        raise typer.Exit(jobs.follow(job_id, address=address, write=_pass_on))
-
-
-@app.command(epilog="Example: lowtide status raysubmit_1a2b3c --address http://127.0.0.1:8265")
-def status(job_id: JobId, address: JobsAddress) -> None:
-    """Print a submitted job's status."""
-    with _answers():
-        typer.echo(jobs.status(job_id, address=address))
-
-
-@app.command(epilog="Example: lowtide logs raysubmit_1a2b3c --address http://127.0.0.1:8265 --follow")
-def logs(
-    job_id: JobId,
-    address: JobsAddress,
-    follow: Annotated[
-        bool, typer.Option("--follow", help="Until the job ends; return its exit status.")
-    ] = False,
-) -> None:
-    """Print what a submitted job has written."""
-    with _answers():
-        if follow:
-            raise typer.Exit(jobs.follow(job_id, address=address, write=_pass_on))
-        typer.echo(jobs.logs(job_id, address=address), nl=False)
-
-
-@app.command(epilog="Example: lowtide stop raysubmit_1a2b3c --address http://127.0.0.1:8265")
-def stop(job_id: JobId, address: JobsAddress) -> None:
-    """Ask a submitted job to end."""
-    with _answers():
-        asked = jobs.stop(job_id, address=address)
-        typer.echo("stopping" if asked else "it had ended before")
-
-
-@app.command("list", epilog="Example: lowtide list --address http://127.0.0.1:8265")
-def list_jobs(address: JobsAddress) -> None:
-    """Print every submitted job: id, status, command."""
-    with _answers():
-        for row in jobs.list_jobs(address=address):
-            typer.echo("\t".join(row))
-
-
 def _given(**settings: str | int | None) -> dict[str, str | int]:
     """The settings that the command line gave."""
     return {key: value for key, value in settings.items() if value is not None}
-
-
-def _pass_on(text: str) -> None:
-    typer.echo(text, nl=False)
 
 
 @contextlib.contextmanager
@@ -227,6 +156,9 @@ def explain(
     """Say what a plan retains and rematerializes in each layer, and what holds its peak."""
     with _answers(as_json=as_json):
         show(explain_file(plan, depth=depth, picture=picture), as_json)
+
+
+add_job_commands(app, guard=_answers)
 
 
 # Registered here, where its guard is known; the verbs are listed in this order.

@@ -47,7 +47,7 @@ class SampleStream:
     seed: int
     shuffle: bool = True
     _epoch: int = field(default=-1, init=False, repr=False)
-    _order: torch.Tensor = field(default_factory=lambda: torch.empty(0), init=False, repr=False)
+    _order: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64), init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
@@ -61,7 +61,8 @@ class SampleStream:
             found += self._permutation(epoch)[offset : offset + count - len(found)].tolist()
         return found
 
-    def _permutation(self, epoch: int) -> torch.Tensor:
+    def _permutation(self, epoch: int) -> np.ndarray:
+        """Sample of each position; in numpy's memory, as an epoch may begin in a step whose peak is promised."""
         if not self.shuffle:
             epoch = 0
         if epoch != self._epoch:
@@ -70,9 +71,10 @@ class SampleStream:
                     np.random.SeedSequence([_STREAM, self.seed, epoch]).generate_state(1, np.uint64)[0] >> 1
                 )
                 generator = torch.Generator().manual_seed(seed)
-                self._order = torch.randperm(self.num_samples, generator=generator)
+                self._order = np.empty(self.num_samples, np.int64)
+                torch.randperm(self.num_samples, generator=generator, out=torch.from_numpy(self._order))
             else:
-                self._order = torch.arange(self.num_samples)
+                self._order = np.arange(self.num_samples)
             self._epoch = epoch
         return self._order
 
@@ -85,20 +87,41 @@ class BatchLayout:
         micro_batch: samples of one rank's micro-batch.
         accumulation: micro-batches per rank and step.
         world_size: ranks.
+        num_longer: the first so many ranks have one micro-batch more.
+
+    >>> layout = BatchLayout.of(8, micro_batch=1, world_size=3)
+    >>> [layout.num_micro_batches(rank) for rank in range(3)]
+    [3, 3, 2]
     """
 
     micro_batch: int
     accumulation: int
     world_size: int
+    num_longer: int = 0
+
+    @classmethod
+    def of(cls, global_batch: int, *, micro_batch: int, world_size: int) -> BatchLayout:
+        """Whole micro-batches of a step shared among the ranks as evenly as can be."""
+        accumulation, num_longer = divmod(global_batch // micro_batch, world_size)
+        return cls(micro_batch, accumulation, world_size, num_longer)
 
     @property
     def global_batch(self) -> int:
         """Samples of one step."""
-        return self.micro_batch * self.accumulation * self.world_size
+        return self.micro_batch * (self.accumulation * self.world_size + self.num_longer)
 
-    def start(self, samples_seen: int, *, micro: int, rank: int) -> int:
-        """Position of the first sample of a rank's micro-batch, in the step that begins at `samples_seen`."""
-        return samples_seen + (micro * self.world_size + rank) * self.micro_batch
+    def num_micro_batches(self, rank: int) -> int:
+        """Of one rank in a step."""
+        return self.accumulation + (rank < self.num_longer)
+
+    @property
+    def mean_micro_batches(self) -> float:
+        """Of a rank in a step: what each loss is divided by, so that the mean over ranks is that of all samples."""
+        return self.accumulation + self.num_longer / self.world_size
+
+    def start(self, position: int, *, micro: int, rank: int) -> int:
+        """Position of the first sample of a rank's micro-batch, in the step that begins at `position`."""
+        return position + (micro * self.world_size + rank) * self.micro_batch
 
 
 def validation_indices(num_samples: int, *, wanted: int) -> list[int]:
@@ -145,7 +168,11 @@ def collate(dataset: MapDataset, indices: list[int], *, device: torch.device) ->
     samples = [dataset[index] for index in indices]
     if not all(isinstance(sample, tuple | list) and len(sample) == 2 for sample in samples):
         raise WorkloadError("train.data: a sample must be the pair (input, target)")
-    inputs, targets = default_collate([tuple(sample) for sample in samples])
+    try:
+        inputs, targets = default_collate([tuple(sample) for sample in samples])
+    except (RuntimeError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise WorkloadError(f"train.data: samples do not make a batch: {reason}. Make them alike") from error
     return _to(inputs, device), _to(targets, device)
 
 

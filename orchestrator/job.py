@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import yaml
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import model_validator
 
 from cost_models.cluster import ClusterSpec
 from cost_models.cluster_file import host_cluster, load_cluster, read_cluster
 from cost_models.hardware import HOST
-from planner.inputs.strict import StrictModel, WorkloadError
-from planner.inputs.targets import TargetSpec
+from orchestrator.batch_size.batch_range import MOST_GROWTH, BatchRange
+from orchestrator.train_spec import TrainSpec
+from planner.inputs.strict import WorkloadError
 from planner.inputs.workload import BatchSpec, Tensors, TensorSpec, Workload
 from planner.tradeoff.rebatched import with_batch_size
 
@@ -21,124 +22,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from orchestrator.step_shape import Shape
-
-Count = Annotated[int, Field(strict=True, ge=1)]
-CountOrZero = Annotated[int, Field(strict=True, ge=0)]
-
-
-class ScheduleSpec(StrictModel):
-    """The learning-rate schedule by name; every other key is one of its settings."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    name: str = "polynomial"
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The settings as written."""
-        return dict(self.model_extra or {})
-
-
-class AverageSpec(StrictModel):
-    """An average of the weights over the end of the run, evaluated and saved beside the last weights.
-
-    Attributes:
-        kind: "swa", the mean of the weights after each step; "ema", an exponential average.
-        start: share of the steps before the first one averaged.
-        decay: of the exponential average.
-    """
-
-    kind: Literal["swa", "ema"] = "swa"
-    start: Annotated[float, Field(ge=0.75, lt=1)] = 0.75
-    decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
-
-    def start_step(self, steps: int) -> int:
-        """Steps of a run of so many that are done before the first one averaged."""
-        return math.ceil(self.start * steps)
-
-
-class TrainSpec(StrictModel):
-    """How a workload is trained.
-
-    Attributes:
-        data: callable that returns the pair (training set, validation set) of map-style data sets, whose
-            samples are pairs (input, target).
-        steps: optimizer steps of the whole run.
-        workers: ranks; each has its own copy of the model, or its share.
-        batch_norm: "group_norm" replaces it, "sync" takes its statistics over all ranks (CUDA), "local" accepts
-            those of small micro-batches; absent, sizing refuses micro-batches that are too small for it.
-        sharding: "ddp" for a copy a rank; "fsdp" for FSDP2, where each rank has a share of parameters, gradients
-            and optimizer state, and blocks are gathered for their forward and again for their backward;
-            "fsdp_keep" where they stay gathered in between.
-        planning: "whole" for one plan of the step, "blocks" for one of each block, which can be gathered and freed
-            block by block; absent, whole under ddp and blocks under fsdp.
-        backend: "ray" for actors of a Ray cluster, "local" for processes of this machine.
-        accumulation: micro-batches per rank and step.
-        seed: of the initial weights, the order of the data and the ranks' random numbers.
-        shuffle: a new order of the training set in each epoch.
-        schedule: of the learning rate.
-        average: of the weights over the last quarter of the run or less; absent for none.
-        clip_norm: largest global norm of a step's gradient; absent for no clipping.
-        validate_every: steps between two validations; 0 for one before and one after training.
-        validation_batches: micro-batches per rank and validation.
-        checkpoint_every: steps between two checkpoints; 0 for one at the end.
-        keep_checkpoints: how many of the newest checkpoints stay on disk.
-        run_dir: folder that the run's own folder is made in.
-        max_failures: how often a lost worker group is started again.
-        device: what a rank computes on.
-        threads_per_worker: threads of one rank's tensor operations.
-        measure_memory_every: steps between two measurements of the peak; 0 for none.
-    """
-
-    data: TargetSpec
-    steps: Count
-    workers: Count = 1
-    batch_norm: Literal["local", "group_norm", "sync"] | None = None
-    sharding: Literal["ddp", "fsdp", "fsdp_keep"] = "ddp"
-    planning: Literal["whole", "blocks"] | None = None
-    backend: Literal["ray", "local"] = "ray"
-    accumulation: Count = 1
-    seed: CountOrZero = 0
-    shuffle: bool = True
-    schedule: ScheduleSpec = ScheduleSpec()
-    average: AverageSpec | None = None
-    clip_norm: Annotated[float, Field(gt=0)] | None = None
-    validate_every: CountOrZero = 0
-    validation_batches: Count = 8
-    checkpoint_every: CountOrZero = 0
-    keep_checkpoints: Count = 2
-    run_dir: str = "runs"
-    max_failures: CountOrZero = 3
-    device: Literal["cpu", "cuda"] = "cpu"
-    threads_per_worker: Count = 1
-    measure_memory_every: CountOrZero = 1
-
-    @model_validator(mode="after")
-    def _synchronized_batch_norm_needs_cuda(self) -> Self:
-        if self.batch_norm == "sync" and self.device != "cuda":
-            raise ValueError(
-                f"batch_norm 'sync' is torch's own and runs on CUDA only, but device is {self.device!r}; set "
-                "batch_norm to 'group_norm'"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _average_needs_whole_weights(self) -> Self:
-        if self.average is not None and self.sharding != "ddp":
-            raise ValueError(
-                f"average needs the whole weights on every rank, but sharding is {self.sharding!r}; leave average "
-                "out, or set sharding to 'ddp'"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _sharding_needs_ranks(self) -> Self:
-        if self.sharding != "ddp" and self.workers == 1:
-            raise ValueError(
-                f"sharding {self.sharding!r} shares the model among ranks, but workers is 1; set workers to at "
-                "least 2, or sharding to 'ddp'"
-            )
-        return self
 
 
 class JobSpec(Workload):
@@ -173,6 +56,52 @@ class JobSpec(Workload):
             )
         return self
 
+    @model_validator(mode="after")
+    def _batch_is_whole_micro_batches(self) -> Self:
+        wanted, train = self.train.batch_size, self.train
+        if wanted is None or wanted == "auto":
+            return self
+        if train.accumulation != 1:
+            raise ValueError(
+                f"train.batch_size and train.accumulation {train.accumulation} both say how many micro-batches a "
+                "step has; leave accumulation out"
+            )
+        unit = self.micro_batch if train.elastic else self.micro_batch * train.workers
+        sizes = {"": wanted} if isinstance(wanted, int) else {".min": wanted.min, ".start": wanted.first}
+        for key, size in sizes.items():
+            least = 0 if train.elastic is None else self.micro_batch * train.elastic.max
+            if size < least:
+                raise ValueError(
+                    f"train.batch_size{key} must be at least {least}, a micro-batch of {self.micro_batch} for each "
+                    f"of {least // self.micro_batch} workers, got {size}; raise it, or lower workers.max"
+                )
+            if size % unit:
+                raise ValueError(
+                    f"train.batch_size{key} must be a multiple of {unit} ({train.workers} workers with "
+                    f"micro-batches of {self.micro_batch}), got {size}; write {max(1, size // unit) * unit}"
+                )
+        if isinstance(wanted, BatchRange) and wanted.min < 2 * self.micro_batch:
+            raise ValueError(
+                f"train.batch_size.min must be at least {2 * self.micro_batch}, two micro-batches, since one "
+                f"gradient a step says nothing of the noise, got {wanted.min}; raise it, or lower the micro-batch"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sharded_ranks_do_alike(self) -> Self:
+        sizes = self.train.elastic
+        if sizes is None or self.train.sharding == "ddp":
+            return self
+        count = self.global_batch // self.micro_batch
+        uneven = [workers for workers in range(sizes.min, sizes.max + 1) if count % workers]
+        if uneven:
+            raise ValueError(
+                f"under sharding {self.train.sharding!r} all workers must have as many micro-batches, but {count} "
+                f"cannot be shared by {', '.join(map(str, uneven))}; choose a global batch that all numbers of "
+                "workers divide, or another range"
+            )
+        return self
+
     def cluster_spec(self) -> ClusterSpec:
         """The cluster that the job names, or this machine with the job's workers.
 
@@ -181,7 +110,10 @@ class JobSpec(Workload):
         """
         if self.cluster is None:
             return host_cluster(self.train.workers)
-        return load_cluster(self.cluster) if isinstance(self.cluster, str) else read_cluster(self.cluster)
+        folder = self.model.folder
+        if isinstance(self.cluster, str):
+            return load_cluster(self.cluster, folder=folder)
+        return read_cluster(self.cluster, folder=folder)
 
     def build_model(self, *, fake: bool) -> nn.Module:
         """The model, with what `train.batch_norm` makes of its batch norm; see `Workload.build_model`."""
@@ -212,8 +144,43 @@ class JobSpec(Workload):
 
     @property
     def global_batch(self) -> int:
-        """Samples of one optimizer step, over all ranks and micro-batches."""
-        return self.micro_batch * self.train.accumulation * self.train.workers
+        """Samples of one optimizer step, over all ranks and micro-batches; of the first where they change."""
+        wanted = self.train.batch_size
+        if wanted is None or wanted == "auto":
+            most = self.train.elastic.max if self.train.elastic else self.train.workers
+            return self.micro_batch * self.train.accumulation * most
+        return wanted if isinstance(wanted, int) else wanted.first
+
+    @property
+    def base_batch(self) -> int:
+        """Samples of the steps that the learning rate and the number of steps belong to."""
+        wanted = self.train.batch_size
+        if isinstance(wanted, BatchRange):
+            return wanted.min if wanted.rate_batch is None else wanted.rate_batch
+        return self.global_batch
+
+    @property
+    def batch_range(self) -> BatchRange | None:
+        """Between which ends the batch follows the gradient noise; None where it stays."""
+        wanted = self.train.batch_size
+        if wanted == "auto":
+            return BatchRange(min=self.global_batch, max=MOST_GROWTH * self.global_batch)
+        return wanted if isinstance(wanted, BatchRange) else None
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of one rank in a step of `global_batch`; of the first where others have one less."""
+        return math.ceil(self.global_batch / (self.micro_batch * self.train.workers))
+
+    @property
+    def batch_unit(self) -> int:
+        """What every batch of a run is a multiple of, in samples."""
+        return self.micro_batch if self.train.elastic else self.micro_batch * self.train.workers
+
+    @property
+    def planned_accumulation(self) -> int:
+        """Micro-batches of one rank that a plan has to hold for: two need what any more need."""
+        return self.accumulation if self.batch_range is None else max(2, self.accumulation)
 
     def with_changes(self, overrides: Mapping[str, Any]) -> Self:
         """This job with other settings.
@@ -227,8 +194,16 @@ class JobSpec(Workload):
         data = self.to_data()
         for key, value in overrides.items():
             owner = data if key == "budget" else data["train"]
+            if key == "workers":
+                owner["elastic"] = None
             owner[key] = value
         return type(self).from_data(data, folder=self.model.folder, source="command line")
+
+    def resized(self, workers: int) -> Self:
+        """The same training on another number of workers of its range."""
+        data = self.to_data()
+        data["train"]["workers"] = workers
+        return type(self).from_data(data, folder=self.model.folder, source="resized")
 
     def with_shape(
         self,
@@ -252,12 +227,14 @@ class JobSpec(Workload):
         changed = with_batch_size(self, shape.micro_batch).model_dump(mode="json")
         changed["train"] |= {
             "workers": shape.workers,
+            "elastic": None,
             "sharding": shape.sharding,
             "accumulation": shape.accumulation,
+            "batch_size": "auto" if self.train.batch_size == "auto" else None,
             "planning": "blocks" if is_blockwise else "whole",
         }
         if cluster is not None and cluster.device.name != HOST:
-            changed["hardware"] = cluster.device.name
+            changed["hardware"] = cluster.device.place
             if cluster.device.kind == "gpu":
                 changed["train"]["device"] = "cuda"
         if budget_bytes is not None:

@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-from collections.abc import Mapping
+import platform
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.backends import local, ray_cluster
+from orchestrator.backends import local, ray_cluster, ray_connection
 from orchestrator.backends.protocol import Backend, RunFailedError
+from orchestrator.backends.ray_planning import plan_on_cluster
+from orchestrator.backends.room import check_room
+from orchestrator.batch_size.starting import started
 from orchestrator.block_planning import is_planned_blockwise, plan_job_blocks
+from orchestrator.checkpoint import CheckpointStore
+from orchestrator.checkpoint_places import absolute, place_of
+from orchestrator.failures import Cause, Decision, Failure, failure_event
 from orchestrator.job import JobSpec
 from orchestrator.metrics import Event, MetricsLog
+from orchestrator.mlflow_run import MlflowRun
+from orchestrator.plan_check import digest_of_plans
 from orchestrator.planning import check_job, plan_job
 from orchestrator.plots import loss_figure
 from orchestrator.progress import Display, write_line
 from orchestrator.ray_access import check_reachable
 from orchestrator.run_folder import RunFolder
 from orchestrator.stopping import StopSignal
+from orchestrator.summary import summary_lines
+from orchestrator.tensorboard_files import TensorboardFiles
+from orchestrator.watching import Watcher, Watchers
 from orchestrator.worker import Assignment, Outcome
 from planner import Plan
 from planner.blockwise.plans import BlockwisePlan
+from planner.errors import InfeasibleError
 from planner.report.plots import memory_figure
 from planner.report.summary import plan_lines
+
+# Where a rank had too little memory, the next plan may use so much of the budget before.
+_REPLAN_SHARE = 0.9
 
 
 @dataclass(frozen=True)
@@ -54,6 +71,7 @@ class _Follower:
 
     log: MetricsLog
     display: Display
+    watchers: Watchers
     json_lines: bool
     last_step: Event | None = field(default=None)
 
@@ -64,22 +82,35 @@ class _Follower:
             if self.json_lines:
                 write_line(json.dumps(event))
         self.display.show(event)
+        self.watchers(event)
 
 
-def train(job: JobSpec, options: Options) -> bool:
+def train(job: JobSpec, options: Options) -> int:
     """Train a job; results on stdout, progress on stderr, everything in the run's folder.
 
     Returns:
-        Whether training reached its last step; False where the user stopped it.
+        The exit status: 0 where training reached its last step, 130 or 143 where Ctrl-C or SIGTERM stopped it.
 
     Raises:
         WorkloadError, planner.InfeasibleError, RunFailedError: see there.
     """
-    backend = _backend(job, options)
+    with _backend(job, options) as backend:
+        return _train(job, options, backend)
+
+
+def _train(job: JobSpec, options: Options, backend: Backend) -> int:
+    """The same, on ranks that this backend starts."""
     check_job(job)
+    asked = job
     earlier = RunFolder.reopen(options.resume, job) if options.resume else None
-    with Display(job.train.steps, quiet=options.quiet or options.json_lines) as display:
-        plan = _plan(job, earlier, display)
+    quiet = options.quiet or options.json_lines
+    with Display(job.train.steps, base_batch=job.base_batch, quiet=quiet) as display:
+        job = (
+            started(job, address=options.address, say=display.say)
+            if earlier is None
+            else earlier.continued(job)
+        )
+        plan, machine = _plan(job, earlier, display, address=options.address)
         if plan is not None and not options.json_lines:
             for line in plan.lines() if isinstance(plan, BlockwisePlan) else plan_lines(plan):
                 write_line(line)
@@ -87,81 +118,185 @@ def train(job: JobSpec, options: Options) -> bool:
         if plan is not None:
             plan.save(folder.plan)
         display.say(f"run folder {folder.path}")
-        outcome, follower = _run(job, options, backend, folder, plan, display)
+        record = functools.partial(
+            folder.write_record, asked, options.overrides, running=job, planned_on=machine
+        )
+        hint = _hint(options, folder)
+        stop = StopSignal(
+            lambda: display.warn(
+                f"stopping after this step; a second signal ends at once. Continue with: {hint}"
+            )
+        )
+        watchers = Watchers(_watchers(job, folder), display.warn)
+        follower = _Follower(MetricsLog(folder.metrics), display, watchers, options.json_lines)
+        run = _Run(job, folder, backend, follower, stop, display, record, plan, options.address)
+        with watchers:
+            outcome = run.to_the_end(hint)
     summary = _summary(outcome, follower, job, folder)
     status = "finished" if outcome.finished else "stopped"
-    folder.write_record(job, options.overrides, status=status, result=summary)
-    _draw(folder, follower, plan)
-    _print_summary(summary, options, _hint(options, folder), finished=outcome.finished)
-    return outcome.finished
+    run.record(status=status, result=summary)
+    _draw(folder, follower, run.plan)
+    _print_summary(summary, options, hint, finished=outcome.finished)
+    return 0 if outcome.finished else stop.exit_status
 
 
-def _plan(job: JobSpec, earlier: RunFolder | None, display: Display) -> Plan | BlockwisePlan | None:
-    """A new plan, or the one that a continued run began with; None for budget "none"."""
-    if job.budget == "none":
-        return None
-    blockwise = is_planned_blockwise(job)
-    if earlier is not None and earlier.was_planned_as(job):
-        return BlockwisePlan.load(earlier.plan) if blockwise else Plan.load(earlier.plan)
-    display.say(f"planning for {job.hardware}, at most {job.solver.time_limit} of solving")
-    return plan_job_blocks(job) if blockwise else plan_job(job)
-
-
-def _run(
+def _plan(
     job: JobSpec,
-    options: Options,
-    backend: Backend,
-    folder: RunFolder,
-    plan: Plan | BlockwisePlan | None,
+    earlier: RunFolder | None,
     display: Display,
-) -> tuple[Outcome, _Follower]:
-    """Start the ranks and follow them to their end; what goes wrong is in run.json too."""
-    record = functools.partial(folder.write_record, job, options.overrides)
-    hint = _hint(options, folder)
-    stop = StopSignal(
-        lambda: display.warn(f"stopping after this step; Ctrl-C again ends at once. Continue with: {hint}")
+    *,
+    address: str | None,
+    is_beside: bool = False,
+) -> tuple[Plan | BlockwisePlan | None, str | None]:
+    """A new plan, or the one that a continued run began with; None for budget "none". And where it was made now.
+
+    For a cluster it is made on one of its nodes, for this machine here; ranks never plan. Beside ranks that wait
+    for it, which have the resources of workers, it takes none.
+    """
+    if job.budget == "none":
+        return None, None
+    if earlier is not None and earlier.was_planned_as(job):
+        read = BlockwisePlan.load if is_planned_blockwise(job) else Plan.load
+        return read(earlier.plan), None
+    where = "" if address is None else " on the cluster"
+    display.say(f"planning{where} for {job.hardware}, at most {job.solver.time_limit} of solving")
+    if address is None:
+        plan = plan_job_blocks(job) if is_planned_blockwise(job) else plan_job(job)
+        return plan, platform.node()
+    answer = plan_on_cluster(job, address=address, is_beside=is_beside)
+    display.say(f"planned on {answer.machine}")
+    return answer.read(job), answer.machine
+
+
+@dataclass
+class _Run:
+    """The ranks of one run, from their start to their end; what goes wrong is recorded too."""
+
+    job: JobSpec
+    folder: RunFolder
+    backend: Backend
+    follower: _Follower
+    stop: StopSignal
+    display: Display
+    record: Callable[..., None]
+    plan: Plan | BlockwisePlan | None
+    address: str | None
+
+    def to_the_end(self, hint: str) -> Outcome:
+        """Start the ranks and follow them.
+
+        Args:
+            hint: how to continue.
+        """
+        train = self.job.train
+        if self.folder.was_left_running:
+            self.follower(_lost_driver(self.follower.log))
+        self.record(status="running")
+        self.display.say(
+            f"starting {train.workers} {'worker' if train.workers == 1 else 'workers'}, {train.backend}"
+        )
+        try:
+            return self.backend(
+                self._assignment(), self.job, on_event=self.follower, stop=self.stop, replan=self
+            )
+        except RunFailedError as error:
+            self.record(status="failed", error=str(error))
+            place = place_of(train.checkpoint_dir, self.folder.path)
+            if not error.bad_input and CheckpointStore(place, keep=1).paths():
+                raise RunFailedError(f"{error}. Continue with: {hint}") from error
+            raise
+        except InfeasibleError as error:
+            self.record(status="failed", error=str(error))
+            raise
+        except KeyboardInterrupt:
+            self.record(status="interrupted")
+            raise
+
+    def _assignment(self) -> Assignment:
+        job, plan = self.job, self.plan
+        blocks = plan if isinstance(plan, BlockwisePlan) else None
+        whole = plan.to_json() if isinstance(plan, Plan) else None
+        block_plans = blocks.of_blocks() if blocks else {}
+        return Assignment(
+            job=job.with_changes({"checkpoint_dir": absolute(job.train.checkpoint_dir)}).to_data(),
+            folder=str(job.model.folder),
+            run_dir=str(self.folder.path),
+            plan=whole,
+            block_plans=block_plans,
+            plan_digest=digest_of_plans(whole, block_plans),
+            block_promise=(blocks.predicted_peak_bytes, blocks.budget_bytes) if blocks else None,
+            must_continue=any(event["event"] == "checkpoint" for event in self.follower.log.read()),
+        )
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether there is a plan, whose budget can be lowered."""
+        return self.plan is not None
+
+    def with_lower_budget(self) -> Assignment:
+        """Plan again for less memory than a rank had none for."""
+        assert self.plan is not None
+        budget_bytes = int(self.plan.budget_bytes * _REPLAN_SHARE)
+        return self._planned_again(self.job.with_changes({"budget": f"{budget_bytes}B"}))
+
+    def for_workers(self, workers: int) -> Assignment:
+        """Plan again for another number of workers."""
+        return self._planned_again(self.job.resized(workers))
+
+    def _planned_again(self, job: JobSpec) -> Assignment:
+        if self.plan is not None:
+            self.plan, machine = _plan(job, None, self.display, address=self.address, is_beside=True)
+            assert self.plan is not None
+            self.plan.save(self.folder.plan)
+            self.record = functools.partial(self.record, planned_on=machine)
+        self.job = job
+        self.record = functools.partial(self.record, running=job)
+        self.record(status="running")
+        return self._assignment()
+
+
+def _lost_driver(log: MetricsLog) -> Event:
+    """What is told when a run goes on whose driver ended without a word: nobody was there to decide anything."""
+    step = max((event["step"] for event in log.read()), default=0)
+    return failure_event(
+        Failure(Cause.LOST_DRIVER, "the process that led this run was ended", rank=None),
+        Decision("retry", "continuing from the last checkpoint"),
+        step=step,
     )
-    follower = _Follower(MetricsLog(folder.metrics), display, options.json_lines)
-    assignment = Assignment(
-        job=job.to_data(),
-        folder=str(job.model.folder),
-        run_dir=str(folder.path),
-        plan=plan.to_json() if isinstance(plan, Plan) else None,
-        block_plans=plan.of_blocks() if isinstance(plan, BlockwisePlan) else {},
-        block_promise=(plan.predicted_peak_bytes, plan.budget_bytes)
-        if isinstance(plan, BlockwisePlan)
-        else None,
-    )
-    record(status="running")
-    display.say(
-        f"starting {job.train.workers} {'worker' if job.train.workers == 1 else 'workers'}, {job.train.backend}"
-    )
-    try:
-        return backend(assignment, job, on_event=follower, stop=stop), follower
-    except RunFailedError as error:
-        record(status="failed", error=str(error))
-        if folder.checkpoints.is_dir() and not error.bad_input:
-            raise RunFailedError(f"{error}. Continue with: {hint}") from error
-        raise
-    except KeyboardInterrupt:
-        record(status="interrupted")
-        raise
+
+
+def _watchers(job: JobSpec, folder: RunFolder) -> dict[str, Callable[[], Watcher]]:
+    """Who is told of a run beside its own folder's files."""
+    found: dict[str, Callable[[], Watcher]] = {"TensorBoard": lambda: TensorboardFiles(folder.tensorboard)}
+    place = job.train.mlflow
+    if place is not None:
+        name, settings = folder.path.name, job.to_data()
+        found["MLflow"] = lambda: MlflowRun(place, name=name, settings=settings, memory=folder.mlflow_run)
+    return found
 
 
 def _hint(options: Options, folder: RunFolder) -> str:
     return f"lowtide train {options.job_path} --resume {folder.path}"
 
 
-def _backend(job: JobSpec, options: Options) -> Backend:
+@contextlib.contextmanager
+def _backend(job: JobSpec, options: Options) -> Iterator[Backend]:
+    """What runs the ranks; a cluster is joined first, so that nothing is made for one that has no room."""
     if job.train.backend == "local":
         if options.address is not None:
             raise RunFailedError(
                 "--address needs train.backend 'ray', got 'local'; use --backend ray", bad_input=True
             )
-        return local.run
-    if options.address is not None:
-        check_reachable(options.address)
-    return functools.partial(ray_cluster.run, address=options.address)
+        yield local.run
+        return
+    run = functools.partial(ray_cluster.run, address=options.address)
+    if options.address is None:
+        yield run
+        return
+    check_reachable(options.address)
+    with ray_connection.connected(options.address, job) as ray:
+        check_room(ray, job, address=options.address)
+        yield run
 
 
 def _summary(outcome: Outcome, follower: _Follower, job: JobSpec, folder: RunFolder) -> dict[str, Any]:
@@ -172,9 +307,10 @@ def _summary(outcome: Outcome, follower: _Follower, job: JobSpec, folder: RunFol
         "event": "end",
         "step": outcome.step,
         **{key: last.get(key) for key in keys},
+        "measured_peak_bytes_by_rank": last.get("measured_peak_bytes_by_rank", []),
         "noise_scale_reliable": last.get("noise_scale_reliable", False),
         "noise_scale_reason": last.get("noise_scale_reason", ""),
-        "global_batch": job.global_batch,
+        "global_batch": last.get("global_batch", job.global_batch),
         "recommended_batch": outcome.recommended_batch,
         "recommended_because": outcome.recommended_because,
         "validation_before": outcome.validation_before,
@@ -199,19 +335,7 @@ def _print_summary(summary: dict[str, Any], options: Options, hint: str, *, fini
     if options.json_lines:
         write_line(json.dumps(summary))
         return
-    before, after = summary["validation_before"], summary["validation_after"]
-    if before is not None and after is not None:
-        write_line(
-            f"validation loss       {before:.4f} before, {after:.4f} after step {summary['validated_step']}"
-        )
-    write_line(f"recommended batch     {_recommendation(summary)}")
-    write_line(f"run folder            {summary['run_dir']}")
+    for line in summary_lines(summary):
+        write_line(line)
     if not finished:
         write_line(f"stopped at step {summary['step']}; continue with: {hint}")
-
-
-def _recommendation(summary: dict[str, Any]) -> str:
-    if summary["recommended_batch"] is None:
-        return f"none: {summary['recommended_because']}"
-    batches = f"{summary['recommended_batch']} samples a step, now {summary['global_batch']}"
-    return f"{batches}: {summary['recommended_because']}"

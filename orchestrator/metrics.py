@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from orchestrator.checkpoint_places import Place
+
 
 @dataclass(frozen=True)
 class StepRecord:
@@ -19,6 +21,7 @@ class StepRecord:
         loss: mean over ranks and micro-batches; the event holds None where it is not finite.
         learning_rate: of the first parameter group in this step.
         samples_seen: training samples read since the beginning of the run.
+        global_batch: of them, in this step.
         samples_per_s: all ranks together.
         gradient_norm: global norm before clipping; None where nothing is clipped.
         measured_peak_bytes: largest over the ranks; None where this step was not measured.
@@ -35,6 +38,7 @@ class StepRecord:
     loss: float
     learning_rate: float
     samples_seen: int
+    global_batch: int
     samples_per_s: float
     gradient_norm: float | None
     measured_peak_bytes: int | None
@@ -58,8 +62,8 @@ def finite(value: float) -> float | None:
 
 Event = dict[str, Any]
 """What a rank tells the outside: plain JSON values under the key "event", one of
-"started", "step", "optimizer" (another one goes on), "validation", "checkpoint", "average", "warning". Each has a
-"step"."""
+"started", "step", "batch_size" (has changed), "optimizer" (another one goes on), "validation", "checkpoint",
+"average", "note", "warning", "failure" (and what was decided), "resized" (other workers). Each has a "step"."""
 
 
 class Reporter(Protocol):
@@ -73,8 +77,8 @@ class Reporter(Protocol):
         """Whether this rank was asked to stop; the ranks agree among themselves."""
         ...
 
-    def checkpoint_saved(self, path: Path | None, *, step: int) -> None:
-        """Called by every rank when a checkpoint is on disk; only rank 0 has its path."""
+    def checkpoint_saved(self, place: Place | None, *, step: int) -> None:
+        """Called by every rank when a checkpoint is on disk; only rank 0 has its place."""
         ...
 
 
@@ -109,7 +113,7 @@ class MetricsLog:
 
     def _forget_after(self, step: int) -> None:
         events = self.read()
-        kept = [event for event in events if step > 0 and event["step"] <= step]
+        kept = [e for e in events if e["event"] == "failure" or (step > 0 and e["step"] <= step)]
         if len(kept) == len(events):
             return
         partial = self._path.with_suffix(".partial")

@@ -90,6 +90,6 @@ def phases_of(job: JobSpec) -> tuple[Phase, ...]:
     )
 
 
-def phase_at(phases: tuple[Phase, ...], step: int) -> Phase:
-    """The phase of the step that follows when so many are done."""
-    return [phase for phase in phases if phase.start_step <= step][-1]
+def phase_at(phases: tuple[Phase, ...], place: float) -> Phase:
+    """The phase of the step that follows when so many are done, counted in steps of the job's own batch."""
+    return [phase for phase in phases if phase.start_step <= place][-1]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from orchestrator.checkpoint_places import check_place
 from orchestrator.job import JobSpec
+from orchestrator.mlflow_run import check_mlflow_installed
 from orchestrator.phases import phases_of
 from orchestrator.worker import with_loss
 from planner import Plan
@@ -21,7 +23,8 @@ def check_job(job: JobSpec) -> None:
     """Make what the ranks will make, without memory: what is wrong with a job is better said before they start.
 
     Raises:
-        WorkloadError: the model, loss, optimizer, schedule or data callable cannot be made.
+        WorkloadError: the model, loss, optimizer, schedule or data callable cannot be made, nothing can be
+            written where the checkpoints are to lie, or MLflow is named and not installed.
     """
     assert job.micro_batch >= 1
     with building_without_memory(), torch.device(job.train.device):
@@ -29,6 +32,12 @@ def check_job(job: JobSpec) -> None:
         for phase in phases_of(job):
             phase.make_schedule(phase.make_optimizer(model))
     job.train.data.resolve()
+    train = job.train
+    if train.mlflow is not None:
+        check_mlflow_installed(train.mlflow)
+    if train.checkpoint_dir is not None:
+        is_one_process = train.backend == "local" and train.workers == 1
+        check_place(train.checkpoint_dir, is_one_process=is_one_process)
 
 
 def plan_job(job: JobSpec) -> Plan:
@@ -50,7 +59,7 @@ def prepare_job(job: JobSpec) -> Prepared[Plan]:
             device=job.train.device,
             optimizer=[phase.make_optimizer for phase in phases_of(job)],
             world_size=job.train.workers,
-            accumulation=job.train.accumulation,
+            accumulation=job.planned_accumulation,
             sharding=job.train.sharding,
         )
 
@@ -70,5 +79,5 @@ def check_step(workload: Workload) -> Checked:
             workload,
             device=train.device,
             optimizer=phases_of(workload)[0].make_optimizer,
-            accumulation=train.accumulation,
+            accumulation=workload.planned_accumulation,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 
@@ -25,16 +26,17 @@ class Display:
     """Shows a run's events.
 
     Args:
-        total_steps: of the run.
+        total_steps: of the run, in batches of the job's own size; None where it is not known.
+        base_batch: that size, in samples; None where it is not known.
         quiet: show nothing but warnings.
     """
 
-    def __init__(self, total_steps: int, *, quiet: bool) -> None:
+    def __init__(self, total_steps: int | None, *, base_batch: int | None, quiet: bool) -> None:
         self._console = Console(stderr=True, highlight=False)
         self._quiet = quiet
         self._total = total_steps
+        self._base_batch = base_batch
         self._shown_s = 0.0
-        self._started = False
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("step"),
@@ -64,6 +66,10 @@ class Display:
         """One line that is shown even when quiet."""
         self._console.print(f"warning: {text}", markup=False, soft_wrap=True)
 
+    def pass_on(self, text: str) -> None:
+        """One line that somebody else has written, shown even when quiet."""
+        self._console.print(text, markup=False, soft_wrap=True)
+
     def show(self, event: Event) -> None:
         """Show one event of the run."""
         match event["event"]:
@@ -71,6 +77,9 @@ class Display:
                 self._show_step(event)
             case "validation":
                 self.say(f"step {event['step']}: validation loss {event['loss']:.4f}")
+            case "batch_size":
+                sizes = f"batch {event['before']} to {event['batch']}, rate times {event['rate_factor']:.3g}"
+                self.say(f"step {event['step']}: {sizes}: {event['reason']}")
             case "optimizer":
                 rate = f"{event['learning_rate']:.3g}"
                 self.say(f"step {event['step']}: {event['name']} goes on, at learning rate {rate}")
@@ -78,20 +87,32 @@ class Display:
                 self.say(f"averaged weights: validation loss {event['loss']:.4f}, in {event['path']}")
             case "warning":
                 self.warn(event["message"])
+            case "note":
+                self.say(event["message"])
             case "started":
-                if self._started:
-                    self.warn(f"a rank was lost; the run continues from step {event['step']}")
-                elif event["step"]:
+                if event["step"]:
                     self.say(f"continuing after step {event['step']}")
-                self._started = True
+            case "resized":
+                shared = f"batches of {event['global_batch']} in {event['accumulation']} micro-batches each"
+                self.say(f"from {event['before']} to {event['workers']} workers: {shared}, planned anew")
+            case "failure" if event["decision"] != "stop":  # which the command's last sentence says
+                self.warn(event["message"])
 
     def _show_step(self, event: Event) -> None:
+        batch = self._base_batch or event["global_batch"]
         numbers = describe_step(event)
-        self._bar.update(self._task, completed=event["step"], numbers=numbers)
+        if event["global_batch"] != batch:
+            numbers = f"batch {event['global_batch']}  {numbers}"
+        place = event["samples_seen"] / batch
+        self._bar.update(self._task, completed=math.floor(place), numbers=numbers)
         now_s = time.monotonic()
-        if self._bar.disable and (now_s - self._shown_s >= _LINE_EVERY_S or event["step"] == self._total):
+        is_last = self._total is not None and place >= self._total
+        if self._bar.disable and (now_s - self._shown_s >= _LINE_EVERY_S or is_last):
             self._shown_s = now_s
-            self.say(f"step {event['step']}/{self._total}  {numbers}")
+            of_all = "" if self._total is None else f"/{self._total}"
+            if of_all and place != event["step"]:
+                of_all = f" ({place / self._total:.0%} of the run)"
+            self.say(f"step {event['step']}{of_all}  {numbers}")
 
 
 def describe_step(event: Event) -> str:

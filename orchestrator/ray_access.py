@@ -4,28 +4,55 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from orchestrator.failures import RunFailedError
 
 _CONNECT_TIMEOUT_S = 10.0
 _HTTP_TIMEOUT_S = 2.0
+_DEFAULT_TOKEN = Path("~/.ray/auth_token")
+_VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")
 
 
-def use_token() -> None:
+def use_token(*, to_join: bool) -> None:
     """Show the user's token to clusters that ask for one, if it is at one of the places that Ray documents.
 
     Ray does so by itself where it starts a cluster, but not where it joins one. Call this before Ray is imported.
+
+    Args:
+        to_join: the process becomes part of the cluster, and then asks the cluster for the token as well: one that
+            has none cannot talk to it. So a token must be meant for this cluster, by a variable; the file in the
+            home folder, which may be of another one, is for the Jobs API alone.
+
+    Raises:
+        RunFailedError: the file that RAY_AUTH_TOKEN_PATH names is not there, or is empty.
     """
     path = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    token = Path(path) if path else Path.home() / ".ray" / "auth_token"
-    if "RAY_AUTH_TOKEN" in os.environ or token.is_file():
+    if path and not os.environ.get("RAY_AUTH_TOKEN"):
+        try:
+            is_empty = not Path(path).read_bytes().strip()
+        except OSError as error:
+            raise RunFailedError(
+                f"RAY_AUTH_TOKEN_PATH names {path}, which cannot be read: {error.strerror}", bad_input=True
+            ) from error
+        if is_empty:
+            raise RunFailedError(f"RAY_AUTH_TOKEN_PATH names {path}, which is empty", bad_input=True)
+    is_at_home = not to_join and _DEFAULT_TOKEN.expanduser().is_file()
+    if os.environ.get("RAY_AUTH_TOKEN") or path or is_at_home:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def describe_token() -> str:
+    """Where the user's token is, never what it is."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return "RAY_AUTH_TOKEN"
+    return os.environ.get("RAY_AUTH_TOKEN_PATH") or str(_DEFAULT_TOKEN)
 
 
 def check_reachable(address: str) -> None:
@@ -70,6 +97,16 @@ def _speaks_http(connection: socket.socket) -> bool:
         return False
 
 
+def dashboard_of(ray: Any) -> str:
+    """The address of a cluster's dashboard, "" where it has none.
+
+    Args:
+        ray: the module, connected; what `ray.init` returns says the same, but only to who has called it.
+    """
+    place = ray._private.worker._global_node.webui_url or ""
+    return place if "://" in place or not place else f"http://{place}"
+
+
 @contextlib.contextmanager
 def stderr_aside() -> Iterator[BinaryIO]:
     """A file that takes what is written to standard error meanwhile, by native code too."""
@@ -90,3 +127,25 @@ def last_complaint(file: BinaryIO) -> str:
     file.seek(0)
     lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if "error" in line]
     return lines[-1].partition("RPC error: ")[2][:200] if lines else ""
+
+
+def explain_refusal(error: Exception, file: BinaryIO) -> str:
+    """Why Ray does not let this process join a cluster, in a clause.
+
+    Args:
+        error: what joining has raised.
+        file: what Ray has said meanwhile.
+    """
+    versions = _VERSIONS.findall(str(error)) if "Version mismatch" in str(error) else []
+    if len(versions) == 2:
+        (ray_there, python_there), (ray_here, python_here) = versions
+        return (
+            f"it runs Ray {ray_there} on Python {python_there}, and this process Ray {ray_here} on Python "
+            f"{python_here}; install the same here"
+        )
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = last_complaint(file) or (lines[0] if lines else type(error).__name__)
+    is_unused = "RAY_AUTH_MODE" not in os.environ and _DEFAULT_TOKEN.expanduser().is_file()
+    if "AuthToken" in reason and is_unused:
+        reason += f"; if the token in {_DEFAULT_TOKEN} is of this cluster, set RAY_AUTH_MODE=token"
+    return reason

@@ -1,4 +1,4 @@
-"""The folder of one run: plan.json, metrics.jsonl, checkpoints/, run.json, figures."""
+"""The folder of one run: plan.json, metrics.jsonl, checkpoints/, tensorboard/, run.json, figures."""
 
 from __future__ import annotations
 
@@ -18,11 +18,21 @@ from planner.inputs.strict import WorkloadError
 _PACKAGES = ("lowtide", "torch", "numpy", "ray", "pulp", "highspy")
 # What a run may not change when it is continued: another value would continue another experiment.
 _FIXED = ("model", "batch", "loss", "optimizer")
-_FIXED_TRAIN = ("data", "seed", "shuffle", "workers", "accumulation", "steps", "schedule", "clip_norm")
-_FIXED_TRAIN += ("batch_norm", "average")
+_FIXED_TRAIN = ("data", "seed", "shuffle", "accumulation", "batch_size", "steps", "schedule", "clip_norm")
+_FIXED_TRAIN += ("batch_norm", "average", "checkpoint_dir")
 # What it may change, and is then planned anew for.
-_PLANNED = ("budget", "hardware", "measurements", "executor", "solver")
-_PLANNED_TRAIN = ("sharding", "planning", "device", "threads_per_worker")
+_PLANNED = ("batch", "budget", "hardware", "measurements", "executor", "solver")
+_PLANNED_TRAIN = (
+    "workers",
+    "accumulation",
+    "batch_size",
+    "sharding",
+    "planning",
+    "device",
+    "threads_per_worker",
+)
+# What `batch_size: auto` may choose in the place of the job.
+_DIVISION = ("workers", "sharding", "planning")
 
 
 class RunFolder:
@@ -30,15 +40,26 @@ class RunFolder:
 
     Args:
         path: of the folder, which exists.
-        before: configuration of the run that is continued; None for a new one.
+        before: the job of the run that is continued, as it ran; None for a new one.
+        asked_before: that job as it was asked for.
+        was_left_running: that run ended without a word.
     """
 
-    def __init__(self, path: Path, *, before: dict[str, Any] | None = None) -> None:
-        self._before = before
+    def __init__(
+        self,
+        path: Path,
+        *,
+        before: JobSpec | None = None,
+        asked_before: Mapping[str, Any] | None = None,
+        was_left_running: bool = False,
+    ) -> None:
+        self.was_left_running = was_left_running
+        self._before, self._asked_before = before, asked_before or {}
         self.path = path.resolve()
         self.plan = self.path / "plan.json"
         self.metrics = self.path / "metrics.jsonl"
-        self.checkpoints = self.path / "checkpoints"
+        self.tensorboard = self.path / "tensorboard"
+        self.mlflow_run = self.path / "mlflow-run.txt"
         self.record = self.path / "run.json"
         self.loss_figure = self.path / "loss.png"
         self.memory_figure = self.path / "memory.png"
@@ -73,7 +94,14 @@ class RunFolder:
         """
         try:
             record = json.loads((path / "run.json").read_text(encoding="utf-8"))
-            return {"configuration": record["configuration"], "overrides": record["overrides"]}
+            configuration, overrides = record["configuration"], record["overrides"]
+            running = record.get("running", configuration)
+            return {
+                "configuration": configuration,
+                "running": running,
+                "overrides": overrides,
+                "status": record.get("status"),
+            }
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise WorkloadError(f"--resume {path}: there is no run.json of an earlier run in it") from error
 
@@ -84,38 +112,84 @@ class RunFolder:
         Raises:
             WorkloadError: it is none, or the job has changed in what a continued run must keep.
         """
-        before = cls.read_record(path)["configuration"]
+        record = cls.read_record(path)
+        before = record["configuration"]
         now = job.to_data()
         changed = [key for key in _FIXED if _given(before.get(key)) != _given(now[key])]
         changed += [
-            f"train.{key}" for key in _FIXED_TRAIN if before.get("train", {}).get(key) != now["train"][key]
+            f"train.{key}"
+            for key in _FIXED_TRAIN
+            if _given(before.get("train", {}).get(key)) != _given(now["train"][key])
         ]
         if changed:
             raise WorkloadError(
                 f"--resume {path}: the job now differs in {', '.join(changed)}; undo that, "
                 "or start a new run without --resume"
             )
-        return cls(path, before=before)
+        running = JobSpec.from_data(record["running"], folder=job.model.folder, source=str(path / "run.json"))
+        was_left_running = record["status"] == "running"
+        return cls(path, before=running, asked_before=before, was_left_running=was_left_running)
+
+    def continued(self, job: JobSpec) -> JobSpec:
+        """The job as this run goes on: its global batch stays, however many workers there are now.
+
+        How the step was divided for the run stays too, but for what the job now asks for in another way.
+
+        Raises:
+            WorkloadError: the workers cannot share the batch in whole micro-batches.
+        """
+        before = self._before
+        if before is None:
+            return job
+        changed, ran = job.to_data(), before.to_data()
+        for key in _DIVISION:
+            if changed["train"][key] == self._asked_before["train"].get(key):
+                changed["train"][key] = ran["train"][key]
+        if job.train.elastic is not None:
+            if before.train.batch_size is None:
+                changed["train"] |= {"batch_size": before.global_batch, "accumulation": 1}
+            return JobSpec.from_data(changed, folder=job.model.folder, source=f"--resume {self.path}")
+        workers = changed["train"]["workers"]
+        unit = before.micro_batch * workers
+        if before.global_batch % unit:
+            raise WorkloadError(
+                f"--resume {self.path}: the run has batches of {before.global_batch}, which {workers} workers "
+                f"cannot share in micro-batches of {before.micro_batch}; set train.workers to a number that "
+                f"divides {before.global_batch // before.micro_batch}"
+            )
+        if changed["budget"] == self._asked_before.get(
+            "budget"
+        ):  # lowered where a rank had too little memory
+            changed["budget"] = ran["budget"]
+        changed["batch"] = ran["batch"]
+        changed["train"]["batch_size"] = ran["train"]["batch_size"]
+        if before.train.batch_size is None:
+            changed["train"]["accumulation"] = before.global_batch // unit
+        return JobSpec.from_data(changed, folder=job.model.folder, source=f"--resume {self.path}")
 
     def was_planned_as(self, job: JobSpec) -> bool:
         """Whether this continues a run whose plan is the one that the job asks for."""
         if self._before is None:
             return False
-        now, before, train = job.to_data(), self._before, self._before["train"]
-        return all(before.get(key) == now[key] for key in _PLANNED) and all(
-            train.get(key) == now["train"][key] for key in _PLANNED_TRAIN
+        now, before = job.to_data(), self._before.to_data()
+        return all(before[key] == now[key] for key in _PLANNED) and all(
+            before["train"][key] == now["train"][key] for key in _PLANNED_TRAIN
         )
 
-    def write_record(self, job: JobSpec, overrides: Mapping[str, Any], **more: Any) -> None:
+    def write_record(
+        self, job: JobSpec, overrides: Mapping[str, Any], *, running: JobSpec, **more: Any
+    ) -> None:
         """Write run.json: what was run, with which versions, on what.
 
         Args:
-            job: as it runs.
+            job: as it was asked for.
+            running: as it runs: with the batch that was chosen for it, or that it goes on with.
             overrides: settings in it that the command line gave.
             **more: how the run stands.
         """
         record = {
             "configuration": job.to_data(),
+            "running": running.to_data(),
             "overrides": dict(overrides),
             "folder": str(job.model.folder),
             "seed": job.train.seed,

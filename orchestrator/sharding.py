@@ -13,7 +13,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn.parallel import DistributedDataParallel
 
-from orchestrator.checkpoint import CheckpointError
+from orchestrator.checkpoint_shards import SavedTensor
+from orchestrator.failures import CheckpointError
 from planner.inputs.strict import WorkloadError
 
 Sharding = Literal["ddp", "fsdp", "fsdp_keep"]
@@ -96,26 +97,8 @@ def free_gathered(module: nn.Module) -> None:
             part.reshard()
 
 
-def whole(state: Any, *, keep: bool) -> Any:
-    """A state with every sharded tensor gathered, one after the other, in host memory; all ranks must call this.
-
-    Args:
-        state: nested plain containers.
-        keep: False where this rank only takes part; its sharded tensors become None.
-    """
-
-    if isinstance(state, DTensor):
-        full = state.full_tensor().detach()
-        return full.cpu() if keep else None
-    if isinstance(state, Mapping):
-        return {key: whole(value, keep=keep) for key, value in state.items()}
-    if isinstance(state, list | tuple):
-        return type(state)(whole(value, keep=keep) for value in state)
-    return state
-
-
-def sharded_like(tensor: torch.Tensor, like: DTensor, *, what: str) -> DTensor:
-    """This rank's part of a whole tensor, laid out like a sharded one.
+def sharded_like(tensor: torch.Tensor | SavedTensor, like: DTensor, *, what: str) -> DTensor:
+    """This rank's part of a tensor, whole or in a checkpoint, laid out like a sharded one.
 
     Raises:
         CheckpointError: the shapes differ, or the layout is none of FSDP2's.
@@ -128,6 +111,13 @@ def sharded_like(tensor: torch.Tensor, like: DTensor, *, what: str) -> DTensor:
     (placement,) = like.placements
     if not isinstance(placement, Shard | Replicate):
         raise CheckpointError(f"{what} is laid out as {placement}, which cannot be restored")
+    if isinstance(tensor, SavedTensor):
+        own = torch.empty_like(like.to_local(), dtype=tensor.dtype)
+        sharded = DTensor.from_local(
+            own, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+        )
+        tensor.read_into(sharded)
+        return sharded
     part = tensor
     if isinstance(placement, Shard):
         parts = tensor.chunk(like.device_mesh.size(), placement.dim)
@@ -140,17 +130,12 @@ def sharded_like(tensor: torch.Tensor, like: DTensor, *, what: str) -> DTensor:
 
 
 def model_state_like(saved: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, Any]:
-    """A whole model state, sharded where the live one is."""
-    return {
-        name: sharded_like(value, live[name], what=name)
-        if isinstance(value, torch.Tensor) and isinstance(live.get(name), DTensor)
-        else value
-        for name, value in saved.items()
-    }
+    """A saved model state, sharded where the live one is."""
+    return {name: _like(value, live.get(name), what=name) for name, value in saved.items()}
 
 
 def optimizer_state_like(saved: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """A whole optimizer state, sharded where the parameters of the live optimizer are.
+    """A saved optimizer state, sharded where the parameters of the live optimizer are.
 
     Raises:
         CheckpointError: a tensor of a sharded parameter's state is neither a scalar nor of its shape.
@@ -158,17 +143,19 @@ def optimizer_state_like(saved: Mapping[str, Any], optimizer: torch.optim.Optimi
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     numbers = [number for group in saved["param_groups"] for number in group["params"]]
     of_number = dict(zip(numbers, parameters, strict=False))
-
-    def of_parameter(number: int, entries: Mapping[str, Any]) -> dict[str, Any]:
-        parameter = of_number.get(number)
-        if not isinstance(parameter, DTensor):
-            return dict(entries)
-        return {
-            key: sharded_like(value, parameter, what=f"{key!r} of parameter {number}")
-            if isinstance(value, torch.Tensor) and value.ndim > 0
-            else value
+    state = {
+        number: {
+            key: _like(value, of_number.get(number), what=f"{key!r} of parameter {number}")
             for key, value in entries.items()
         }
-
-    state = {number: of_parameter(number, entries) for number, entries in saved["state"].items()}
+        for number, entries in saved["state"].items()
+    }
     return {**saved, "state": state}
+
+
+def _like(value: Any, live: Any, *, what: str) -> Any:
+    """A saved value as a rank needs it: the part of a tensor that it shares, all of any other."""
+    is_tensor = isinstance(value, SavedTensor) or (isinstance(value, torch.Tensor) and value.ndim > 0)
+    if isinstance(live, DTensor) and is_tensor:
+        return sharded_like(value, live, what=what)
+    return value.whole() if isinstance(value, SavedTensor) else value

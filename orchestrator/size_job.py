@@ -16,9 +16,9 @@ from cost_models.measured import Measured
 from cost_models.roofline import Roofline
 from orchestrator.job import JobSpec
 from orchestrator.phases import phases_of
+from orchestrator.size_limits import limits_of
 from orchestrator.sizing import SizedStep, Sizing
 from orchestrator.step_shape import Shape, Sized, shapes_of
-from orchestrator.techniques.normalization import batch_norm_of
 from planner.blocks import block_names
 from planner.blockwise.prepare import Profiles
 from planner.calibrating.optimizer_step import optimizer_step
@@ -73,13 +73,18 @@ def size_batches(
     with threads(job.train.threads_per_worker), FusedAttention() if is_stand_in else nullcontext():
         tell("capturing the step")
         cluster = with_measured_link(job, cluster)
-        sizing = Sizing(sized_step(job, cluster, objective), cluster, budget_bytes=_bytes(job.budget))
+        step = sized_step(job, cluster, objective)
+        sizing = Sizing(step, cluster, budget_bytes=_bytes(job.budget))
         shapes = [shape for batch in global_batches for shape in shapes_of(batch, cluster)]
+        limits = limits_of(job, step.model, cluster, shapes)
         found = []
         for at, shape in enumerate(shapes):
             tell(f"{at + 1} of {len(shapes)}: {shape.workers} x {shape.micro_batch}, {shape.sharding}")
-            found.append(sizing.sized(shape))
-    return sorted(found, key=lambda sized: (sized.score(objective), sized.peak_bytes)), sizing.budget_bytes
+            refused = limits.refusal(shape)
+            found.append(Sized(shape, 0, refused=refused) if refused else sizing.sized(shape))
+    # Of those that are refused the one that lacks the fewest bytes is the nearest.
+    order = sorted(found, key=lambda sized: (sized.score(objective), sized.peak_bytes or float("inf")))
+    return order, sizing.budget_bytes
 
 
 def with_measured_link(job: JobSpec, cluster: ClusterSpec) -> ClusterSpec:
@@ -116,7 +121,7 @@ def sized_step(job: JobSpec, cluster: ClusterSpec, objective: Objective = "time"
     def cost_model(processes: int) -> Roofline | Measured:
         is_here = cluster.device.name == HOST
         return cost_model_of(
-            cluster.device.name,
+            cluster.device.place,
             measurements=job.measurements_path,
             device=job.train.device,
             processes=processes if is_here else 1,
@@ -127,7 +132,7 @@ def sized_step(job: JobSpec, cluster: ClusterSpec, objective: Objective = "time"
 
     def whole(shape: Shape) -> Prepared[Plan]:
         return prepare_workload(
-            with_batch_size(job, shape.micro_batch).model_copy(update={"hardware": cluster.device.name}),
+            with_batch_size(job, shape.micro_batch).model_copy(update={"hardware": cluster.device.place}),
             device=job.train.device,
             optimizer=builds,
             world_size=shape.workers,
@@ -162,7 +167,6 @@ def sized_step(job: JobSpec, cluster: ClusterSpec, objective: Objective = "time"
         whole=functools.cache(whole) if is_small else None,
         cost_model=lambda processes: cost_model(processes if is_cpu else 1),
         optimizer_work=optimizer_step(model, builds[0], name=name).work,
-        batch_norm="" if job.train.batch_norm == "local" else batch_norm_of(model),
         overlaps=not is_cpu,
         solver_limit_s=min(5.0, job.solver.time_limit_s),
         objective=objective,

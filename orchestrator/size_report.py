@@ -70,19 +70,27 @@ def sizing_lines(found: Sequence[Sized], cluster: ClusterSpec, *, budget_bytes: 
         lines += text_table((*_HEAD, "peak", "a sample", ""), cells)
         if len(fitting) > rows:
             lines.append(f"and {len(fitting) - rows} more that fit; --rows shows them")
+    if not fitting and len({sized.refused for sized in found}) == 1:
+        return lines  # the one reason is the complaint
     lines += [f"refused: {text}" for text in _refusals(found)]
     return lines
 
 
 def _refusals(found: Sequence[Sized]) -> list[str]:
-    """One line for each sharing of the model: how many are refused, and the nearest of them."""
+    """A line for each reason without a number, and for each sharing how many are too large, and the nearest."""
     lines = []
     by_sharding: dict[str, list[Sized]] = {}
+    by_reason: dict[str, list[Sized]] = {}
     for sized in found:
-        if sized.refused:
+        if sized.refused and sized.peak_bytes:
             by_sharding.setdefault(sized.shape.sharding, []).append(sized)
+        elif sized.refused:
+            by_reason.setdefault(sized.refused, []).append(sized)
+    for why, refused in by_reason.items():
+        shardings = dict.fromkeys(sized.shape.sharding for sized in refused)
+        lines.append(f"{len(refused)} of {', '.join(shardings)}: {why}")
     for sharding, refused in by_sharding.items():
-        nearest = min(refused, key=lambda sized: sized.peak_bytes or float("inf"))
+        nearest = min(refused, key=lambda sized: sized.peak_bytes)
         shape = nearest.shape
         lines.append(
             f"{len(refused)} of {sharding}, such as {shape.workers} workers with micro-batch {shape.micro_batch}: "
@@ -121,6 +129,7 @@ def sizing_figure(found: Sequence[Sized], cluster: ClusterSpec) -> Figure:
     """
     import numpy as np
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     fitting = [sized for sized in found if not sized.refused]
     figure = Figure(figsize=(12.0, 5.0), layout="constrained")
@@ -153,7 +162,11 @@ def sizing_figure(found: Sequence[Sized], cluster: ClusterSpec) -> Figure:
     left.set_xticks(workers, [str(count) for count in workers])
     left.set_xlabel("workers")
     left.set_ylabel("samples/s")
-    left.legend(frameon=False)
+    left.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
+    left.yaxis.set_major_formatter(lambda rate, _: f"{rate:,.0f}" if rate >= 10 else f"{rate:g}")
+    left.yaxis.set_minor_formatter("")
+    if workers:
+        left.legend(frameon=False)
     table = _heat(found)
     columns = sorted({micro for row in table.values() for micro in row})
     names = list(table)
@@ -161,7 +174,10 @@ def sizing_figure(found: Sequence[Sized], cluster: ClusterSpec) -> Figure:
     shown = right.imshow(grid, aspect="auto", cmap="viridis")
     right.set_xticks(range(len(columns)), [str(micro) for micro in columns])
     right.set_yticks(range(len(names)), names)
-    right.set_xlabel("micro-batch (samples)")
+    if np.isfinite(grid).any():
+        row, column = np.unravel_index(np.nanargmax(grid), grid.shape)
+        right.plot(column, row, marker="*", color="white", markeredgecolor="black", markersize=14)
+    right.set_xlabel("micro-batch (samples); the star marks the best")
     right.set_ylabel("workers and sharding")
     figure.colorbar(shown, ax=right, label="samples/s (empty: no such division, or it does not fit)")
     return figure

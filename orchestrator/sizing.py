@@ -42,7 +42,6 @@ class SizedStep:
         whole: micro-batch and sharing -> the whole step, ready to be planned; None where it is too large for that.
         cost_model: workers of one node -> prices operations.
         optimizer_work: of the (first) optimizer's step on all parameters.
-        batch_norm: name of a layer that normalizes over the micro-batch of one rank, "" where there is none.
         overlaps: messages travel while the device computes.
         solver_limit_s: of each search for a plan of a whole step.
         objective: what such a plan has least of; plans of blocks are searched for time.
@@ -55,14 +54,9 @@ class SizedStep:
     whole: Callable[[Shape], Prepared[Plan]] | None
     cost_model: Callable[[int], CostModel]
     optimizer_work: Work
-    batch_norm: str
     overlaps: bool
     solver_limit_s: float
     objective: Objective
-
-
-# The fewest samples that batch statistics are good for.
-LEAST_BATCH_NORM = 32
 
 
 class Sizing:
@@ -84,20 +78,11 @@ class Sizing:
     def sized(self, shape: Shape) -> Sized:
         """The shape with its best plan, or why there is none."""
         step = self._step
-        if step.batch_norm and shape.micro_batch < LEAST_BATCH_NORM:
-            return Sized(shape, 0, refused=self._batch_norm_sentence(shape))
         if step.whole is not None and shape.sharding == "ddp":
             return self._whole(shape, step.whole)
         if step.profiles is None:
             return Sized(shape, 0, refused="the model has no repeated blocks to gather and plan one by one")
         return self._blockwise(shape)
-
-    def _batch_norm_sentence(self, shape: Shape) -> str:
-        return (
-            f"batch norm ({self._step.batch_norm}) over {shape.micro_batch} samples, fewer than "
-            f"{LEAST_BATCH_NORM}: set train.batch_norm to group_norm, which does not look at the batch, or to "
-            "sync, which looks at that of all ranks (CUDA)"
-        )
 
     def _per_node(self, shape: Shape) -> int:
         return min(shape.workers, self._cluster.devices_per_node)

@@ -1,4 +1,4 @@
-"""Ctrl-C in a run: the first asks for a checkpoint and an orderly end, the second ends at once."""
+"""Ctrl-C and SIGTERM in a run: the first asks for a checkpoint and an orderly end, the second ends at once."""
 
 from __future__ import annotations
 
@@ -13,12 +13,18 @@ class StopSignal:
 
     Args:
         on_request: called once, from the signal handler, when the first one arrives.
+
+    Attributes:
+        requested: whether one has arrived.
+        exit_status: of a process that it has ended, as shells count: 130 of Ctrl-C, 143 of SIGTERM, which is how a
+            machine that is taken away says so.
     """
 
     def __init__(self, on_request: Callable[[], None]) -> None:
         self._on_request = on_request
         self._previous: dict[signal.Signals, Any] = {}
         self.requested = False
+        self.exit_status = 128 + signal.SIGINT
 
     def __enter__(self) -> StopSignal:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -33,4 +39,5 @@ class StopSignal:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
+        self.exit_status = 128 + number
         self._on_request()

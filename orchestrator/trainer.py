@@ -1,53 +1,37 @@
-"""The training loop of one rank: accumulate, measure the noise, step, log, validate, checkpoint."""
+"""The training loop of one rank: gradients, noise, step, log, validate, checkpoint."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torch.distributed.tensor import DTensor
 
-from cost_models.units import format_bytes
 from orchestrator import randomness, sharding
-from orchestrator.checkpoint import CheckpointError, CheckpointStore
-from orchestrator.data import BatchLayout, MapDataset, SampleStream, check_batch, collate
+from orchestrator.batch_size.controller import controller_of
+from orchestrator.batch_size.noise_estimate import NoiseScale
+from orchestrator.checkpoint import CheckpointError
+from orchestrator.data import BatchLayout, MapDataset
 from orchestrator.job import JobSpec
 from orchestrator.metrics import Reporter, StepRecord, finite
 from orchestrator.noise_measurement import NoiseMeasurement
+from orchestrator.nonfinite import Fault, NotFiniteGuard, all_finite, bad_ranks
+from orchestrator.peak_watch import PeakWatch
 from orchestrator.phases import Phase, phase_at
 from orchestrator.ranks import Ranks
+from orchestrator.saving import Saving
+from orchestrator.step_gradients import StepGradients
 from orchestrator.techniques.schedules import WARMUP_FRACTION, num_warmup_steps
-from orchestrator.validation import Validation, batch_loss
-from planner.inputs.workload import BatchSpec
-from planner.measure import Measurement, PeakMeter, live_tensors
+from orchestrator.training_progress import Progress
+from orchestrator.validation import Validation
+from planner.measure import Measurement
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Progress:
-    """What changes from step to step beside tensors.
-
-    Attributes:
-        step: optimizer steps done.
-        samples_seen: position in the stream of training samples.
-        validation_before: mean validation loss before the first step.
-        validation_after: mean validation loss when it was last measured.
-        validated_step: and when that was.
-    """
-
-    step: int = 0
-    samples_seen: int = 0
-    validation_before: float | None = None
-    validation_after: float | None = None
-    validated_step: int = 0
 
 
 @dataclass
@@ -74,27 +58,36 @@ class Trainer:
     train_set: MapDataset
     validation: Validation
     reporter: Reporter
-    store: CheckpointStore
+    saving: Saving
     promise: tuple[int, int] | None
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
         train = self.job.train
         self._enter(self.phases[0])
-        self.layout = BatchLayout(self.job.micro_batch, train.accumulation, self.ranks.world_size)
-        self.stream = SampleStream(len(self.train_set), seed=train.seed, shuffle=train.shuffle)
-        self.in_buckets = self.ranks.world_size > 1 and not sharding.is_sharded(self.step_module)
-        self.warned = self.warned_of_peak = False
-        self.meter = PeakMeter(self.ranks.device)
+        self.controller = controller_of(self.job, num_samples=len(self.train_set))
+        self.num_samples = train.steps * self.job.base_batch
+        self.layout = self._next_layout()
+        self.gradients = StepGradients(
+            job=self.job,
+            ranks=self.ranks,
+            step_module=self.step_module,
+            plain_module=self.plain_module,
+            train_set=self.train_set,
+        )
+        self.gradients.prime()
+        self.warned, self.peak_watch = False, PeakWatch(self.promise)
+        self.not_finite = NotFiniteGuard(train.on_nan, most=train.max_failures)
         self.noise = NoiseMeasurement(
-            self.step_module, self.layout, groups=[group["params"] for group in self.optimizer.param_groups]
+            self.step_module,
+            self.layout,
+            groups=[group["params"] for group in self.optimizer.param_groups],
+            every=train.measure_noise_every,
+            is_followed=self.controller is not None,
         )
         self.num_warmup = num_warmup_steps(
             train.steps, float(train.schedule.settings.get("warmup_fraction", WARMUP_FRACTION))
         )
-        self.parameters = [
-            parameter for parameter in self.plain_module.parameters() if parameter.requires_grad
-        ]
 
     def run(self) -> bool:
         """Train to the job's last step.
@@ -105,39 +98,60 @@ class Trainer:
         train = self.job.train
         if self.progress.step == 0:
             self.progress.validation_before = self._validate()
-        while self.progress.step < train.steps:
+            if train.on_nan == "rollback":  # which may be asked for before the first checkpoint is due
+                self._save()
+        self._set_rates()
+        while self.progress.samples_seen < self.num_samples:
+            before = self.progress.step
             stop = self._step()
             self._change_optimizer()
-            step, last = self.progress.step, self.progress.step == train.steps
+            self._set_rates()
+            if self.progress.step <= before and not stop:  # a rollback, to a step that is validated and saved
+                continue
+            step, last = self.progress.step, self.progress.samples_seen >= self.num_samples
             if last or (train.validate_every and step % train.validate_every == 0):
                 self.progress.validation_after, self.progress.validated_step = self._validate(), step
-            if last or stop or (train.checkpoint_every and step % train.checkpoint_every == 0):
+            if last or stop or self._is_saved(step):
                 self._save()
             if stop and not last:
+                self.saving.settle(is_last=True)
                 return False
+        self.saving.settle(is_last=True)
         return True
 
     def _step(self) -> bool:
         """One optimizer step over the global batch; True where any rank was asked to stop."""
         started_s = time.perf_counter()
+        self.layout = self._next_layout()
+        self.noise.begin_step(self.layout)
         learning_rate = float(self.optimizer.param_groups[0]["lr"])
-        self._zero_gradients()
+        self.gradients.clear(self.optimizer)
         measure_every = self.job.train.measure_memory_every
         is_measured = measure_every > 0 and self.progress.step % measure_every == 0
-        with self._measured() if is_measured else contextlib.nullcontext(Measurement()) as measurement:
-            loss = self._accumulate()
+        peak = self.gradients.measured(self.optimizer) if is_measured else nullcontext(Measurement())
+        with peak as measurement:
+            loss = self.gradients.accumulate(self.layout, position=self.progress.position)
             norms = self.noise.local_norms()
-            gradient_norm = self._clip()
+            gradient_norm = self.gradients.clip()
             self.optimizer.step()
-        self.schedule.step()
+        was_warming_up = self.place < self.num_warmup
         self.progress.step += 1
         self.progress.samples_seen += self.layout.global_batch
-        stop = float(self.reporter.stop_requested())
-        rows = self.ranks.gather([loss, stop, float(measurement.peak_bytes), *norms])
-        noise = self.noise.observe([row[3:] for row in rows])
-        if self.progress.step == self.num_warmup:
+        stop = self.reporter.stop_requested()
+        is_checked = self.not_finite.acts and (stop or self._is_saved(self.progress.step))
+        weights_finite = not is_checked or all_finite(self.model.parameters())
+        rows = self.ranks.gather(
+            [loss, float(stop), float(weights_finite), float(measurement.peak_bytes), *norms]
+        )
+        bad = bad_ranks([row[0] for row in rows], [row[2] for row in rows])
+        if bad and self.not_finite.acts:
+            self._go_back(bad)
+            return any(row[1] for row in rows)
+        noise = self.noise.observe([row[4:] for row in rows])
+        is_warming_up = self.place < self.num_warmup
+        if was_warming_up and not is_warming_up:
             self.noise.forget()
-        peaks = tuple(int(row[2]) for row in rows) if is_measured else ()
+        peaks = tuple(int(row[3]) for row in rows) if is_measured else ()
         if self.ranks.is_first:
             elapsed_s = time.perf_counter() - started_s
             record = StepRecord(
@@ -145,6 +159,7 @@ class Trainer:
                 loss=sum(row[0] for row in rows) / len(rows),
                 learning_rate=learning_rate,
                 samples_seen=self.progress.samples_seen,
+                global_batch=self.layout.global_batch,
                 samples_per_s=self.layout.global_batch / elapsed_s,
                 gradient_norm=None if gradient_norm is None else finite(gradient_norm),
                 measured_peak_bytes=max(peaks, default=None),
@@ -159,9 +174,38 @@ class Trainer:
             if not math.isfinite(record.loss) and not self.warned:
                 logger.warning("the loss of step %d is not finite; lower the learning rate", record.step)
                 self.warned = True
-            self._warn_of(record.measured_peak_bytes)
+            self.peak_watch.look_at(record)
             self.reporter.emit(record.to_event())
+        if not is_warming_up:
+            self._change_batch(noise)
         return any(row[1] for row in rows)
+
+    @property
+    def place(self) -> float:
+        """Of the run, in steps of the job's own batch: the schedule goes by it, whatever the batch is by now."""
+        return self.progress.samples_seen / self.job.base_batch
+
+    def _next_layout(self) -> BatchLayout:
+        """How the next global batch is cut: the controller's, but no more than is left of the run."""
+        batch = self.job.global_batch
+        if self.controller is not None:
+            left = self.num_samples - self.progress.samples_seen
+            batch = max(self.job.batch_unit, min(self.controller.batch, left))
+        return BatchLayout.of(batch, micro_batch=self.job.micro_batch, world_size=self.ranks.world_size)
+
+    def _set_rates(self) -> None:
+        """The learning rates of the next step."""
+        factor = 1.0 if self.controller is None else self.controller.rate_factor
+        self.schedule.move_to(self.place, batch_factor=factor)
+
+    def _change_batch(self, noise: NoiseScale) -> None:
+        """Let the batch follow the noise; the ranks know the same noise, so they decide alike."""
+        if self.controller is None:
+            return
+        change = self.controller.decide(noise, step=self.progress.step)
+        if change is not None and self.ranks.is_first:
+            event = {"event": "batch_size", "step": self.progress.step, **asdict(change)}
+            self.reporter.emit({**event, "rate_factor": self.controller.rate_factor})
 
     def _enter(self, phase: Phase) -> None:
         """Have the optimizer and schedule of a phase, new ones."""
@@ -171,80 +215,16 @@ class Trainer:
 
     def _change_optimizer(self) -> None:
         """After the last step of a phase, free its optimizer's state and go on with the next one's."""
-        phase = phase_at(self.phases, self.progress.step)
+        phase = phase_at(self.phases, self.place)
         if phase is self.phase:
             return
         self.optimizer.state.clear()
         self._enter(phase)
+        self._set_rates()
         if self.ranks.is_first:
             rate = float(self.optimizer.param_groups[0]["lr"])
             event = {"event": "optimizer", "step": self.progress.step, "name": phase.name}
             self.reporter.emit({**event, "learning_rate": rate})
-
-    def _warn_of(self, peak_bytes: int | None) -> None:
-        """Say once that a step took more than its plan's budget."""
-        if self.promise is None or peak_bytes is None or self.warned_of_peak:
-            return
-        budget_bytes = self.promise[1]
-        excess = peak_bytes - budget_bytes
-        if excess > 0:
-            self.warned_of_peak = True
-            logger.warning(
-                "step %d took %s, %s more than the budget; plan with a budget of %s",
-                self.progress.step,
-                format_bytes(peak_bytes),
-                format_bytes(excess),
-                format_bytes(budget_bytes - excess),
-            )
-
-    def _zero_gradients(self) -> None:
-        """Free the gradients, or keep their memory where micro-batches will add to data-parallel buckets."""
-        in_buckets = self.in_buckets and self.layout.accumulation > 1
-        self.optimizer.zero_grad(set_to_none=not in_buckets)
-
-    @contextlib.contextmanager
-    def _measured(self) -> Iterator[Measurement]:
-        """Measure the peak of this rank from the first batch to the end of the optimizer's step."""
-        # Data-parallel buckets exist before the gradients that will be views of them.
-        new = self.in_buckets and all(p.grad is None for p in self.parameters)
-        bucket_bytes = sum(p.nbytes for p in self.parameters) if new else 0
-        live = live_tensors(self.plain_module, self.optimizer)
-        with self.meter.step(live=live, extra_bytes=bucket_bytes) as measurement:
-            yield measurement
-
-    def _accumulate(self) -> float:
-        """Gradients of the mean loss over this rank's micro-batches; returns that mean."""
-        total = 0.0
-        for micro in range(self.layout.accumulation):
-            inputs, targets = self._micro_batch(micro)
-            with self._synchronized(micro == self.layout.accumulation - 1):
-                loss = batch_loss(self.job, self.step_module, inputs, targets)
-                (loss / self.layout.accumulation if self.layout.accumulation > 1 else loss).backward()
-            total += loss.item()
-            del inputs, targets, loss  # before the next micro-batch is loaded
-        return total / self.layout.accumulation
-
-    @contextlib.contextmanager
-    def _synchronized(self, last: bool) -> Iterator[None]:
-        """Reduce gradients over the ranks in the last micro-batch only."""
-        with contextlib.nullcontext() if last else sharding.without_reduction(self.step_module):
-            yield
-
-    def _micro_batch(self, micro: int) -> tuple[Any, Any]:
-        start = self.layout.start(self.progress.samples_seen, micro=micro, rank=self.ranks.rank)
-        indices = self.stream.indices(start, self.layout.micro_batch)
-        inputs, targets = collate(self.train_set, indices, device=self.ranks.device)
-        assert isinstance(self.job.batch, BatchSpec)  # JobSpec.micro_batch refuses the other kind
-        check_batch(inputs, self.job.batch.inputs, what="the input")
-        if self.job.batch.targets is not None:
-            check_batch(targets, self.job.batch.targets, what="the target")
-        return inputs, targets
-
-    def _clip(self) -> float | None:
-        if self.job.train.clip_norm is None:
-            return None
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.job.train.clip_norm)
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def _validate(self) -> float:
         """The validation loss, which is reported."""
@@ -261,23 +241,53 @@ class Trainer:
                 {"event": "average", "step": self.progress.step, "loss": loss, "path": str(path)}
             )
 
+    def _is_saved(self, step: int) -> bool:
+        """Whether a checkpoint of this step is due."""
+        every, seen = self.job.train.checkpoint_every, self.progress.samples_seen
+        return seen >= self.num_samples or (every > 0 and step % every == 0)
+
     def _save(self) -> None:
-        """Write the state of the run; every rank takes part, rank 0 writes."""
+        """Begin to write the state of the run; every rank takes part, rank 0 writes while training goes on."""
+        self.saving.settle(is_last=False)
         states = self.ranks.gather_objects(randomness.capture_state(self.ranks.device))
-        path, state = None, self.state(randomness_by_rank=states)
+        state = self.state(randomness_by_rank=states)
+        progress = self.progress
+        loss = progress.validation_after if progress.validated_step == progress.step else None
+        self.saving.start(state, step=progress.step, validation_loss=loss)
+
+    def _go_back(self, bad: list[int]) -> None:
+        """After a step that is not finite, return to the newest checkpoint; the second time leave its samples out.
+
+        Args:
+            bad: ranks that it was seen on.
+
+        Raises:
+            NotFiniteError: the job stops then, or was there too often.
+        """
+        failed, batch = self.progress.step, self.layout.global_batch
+        self.progress.samples_seen -= batch
+        fault = Fault(failed, tuple(bad), self.progress.position, batch)
+        self.saving.settle(is_last=False)
+        is_skipped = self.not_finite.answer(fault)
+        skipped = [*self.progress.skipped, *([(fault.position, batch)] if is_skipped else [])]
+        state = self.saving.newest(is_needed=True)
+        assert state is not None
+        self.restore(state)
+        self.progress.skipped = sorted(skipped)
         if self.ranks.is_first:
-            path = self.store.save(state, step=self.progress.step)
-            self.reporter.emit({"event": "checkpoint", "step": self.progress.step, "path": str(path)})
-        self.reporter.checkpoint_saved(path, step=self.progress.step)
+            message = self.not_finite.sentence(fault, step=self.progress.step, is_skipped=is_skipped)
+            event = {"event": "failure", "step": failed, "cause": "not_finite", "rank": bad[0]}
+            self.reporter.emit({**event, "decision": "rollback", "message": message})
+            self.reporter.emit({"event": "started", "step": self.progress.step})
 
     def state(self, *, randomness_by_rank: list[dict[str, Any]]) -> dict[str, Any]:
-        """Everything that the rest of the run depends on; sharded tensors are whole, and on rank 0 alone."""
-        keep = self.ranks.is_first
+        """Everything that the rest of the run depends on; of sharded tensors this rank's share."""
         return {
-            "model": sharding.whole(self.model.state_dict(), keep=keep),
-            "optimizer": sharding.whole(self.optimizer.state_dict(), keep=keep),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "noise": self.noise.state_dict(),
+            "batch_size": None if self.controller is None else self.controller.state_dict(),
             "progress": vars(self.progress).copy(),
             "randomness": randomness_by_rank,
         }
@@ -285,17 +295,21 @@ class Trainer:
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from what `state` returned, on every rank."""
         self.progress = Progress(**state["progress"])
-        phase = phase_at(self.phases, self.progress.step)
+        phase = phase_at(self.phases, self.place)
         if phase is not self.phase:
             self._enter(phase)
         self.model.load_state_dict(sharding.model_state_like(state["model"], self.model.state_dict()))
         self.optimizer.load_state_dict(sharding.optimizer_state_like(state["optimizer"], self.optimizer))
         self.schedule.load_state_dict(state["schedule"])
         self.noise.load_state_dict(state["noise"])
+        if self.controller is not None:
+            try:
+                self.controller.load_state_dict(state["batch_size"])
+            except ValueError as error:
+                raise CheckpointError(str(error)) from error
         saved = state["randomness"]
-        if len(saved) != self.ranks.world_size:
-            raise CheckpointError(
-                f"the checkpoint was written by {len(saved)} ranks, but {self.ranks.world_size} are to continue; "
-                f"set train.workers to {len(saved)}"
-            )
-        randomness.restore_state(saved[self.ranks.rank], self.ranks.device)
+        if len(saved) == self.ranks.world_size:
+            randomness.restore_state(saved[self.ranks.rank], self.ranks.device)
+        else:  # other ranks have other generators
+            seed, step = self.job.train.seed, self.progress.step
+            randomness.seed_all(randomness.rank_seed(seed, rank=self.ranks.rank, step=step))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +13,16 @@ from torch import nn
 
 import planner
 from orchestrator import randomness, sharding
-from orchestrator.checkpoint import CheckpointError, CheckpointStore, load_state, step_of
+from orchestrator.checkpoint import CheckpointStore
+from orchestrator.checkpoint_places import place_of
 from orchestrator.data import load_datasets
 from orchestrator.job import JobSpec
 from orchestrator.metrics import Reporter
 from orchestrator.phases import phases_of
+from orchestrator.plan_check import check_same_plan, digest_of_plans
+from orchestrator.rank_errors import rank_error
 from orchestrator.ranks import Ranks
+from orchestrator.saving import Saving
 from orchestrator.trainer import Trainer
 from orchestrator.validation import Validation
 from planner.blocks import block_names
@@ -40,6 +43,8 @@ class Assignment:
             FSDP2 its parameters are gathered all together.
         block_plans: name of a block -> the plan of that block, as JSON; see `planner.blocks`.
         block_promise: predicted peak and budget of a rank with these, in bytes.
+        must_continue: the run has written a checkpoint before, so it may not begin anew.
+        plan_digest: of the plans as they were made, see `plan_check`; None compares with this process's own.
     """
 
     job: Mapping[str, Any]
@@ -48,10 +53,20 @@ class Assignment:
     plan: str | None
     block_plans: Mapping[str, str] = field(default_factory=dict)
     block_promise: tuple[int, int] | None = None
+    must_continue: bool = False
+    plan_digest: str | None = None
 
     def __post_init__(self) -> None:
         if self.plan is not None and self.block_plans:
             raise ValueError("a step has one plan, or one for each of its blocks, not both")
+
+    @property
+    def promise(self) -> tuple[int, int] | None:
+        """Predicted peak and budget of a rank, in bytes; None for plain training."""
+        if self.plan is None:
+            return self.block_promise
+        plan = planner.Plan.from_json(self.plan)
+        return plan.predicted_peak_bytes, plan.budget_bytes
 
     def read_job(self) -> JobSpec:
         """The job, its file targets resolved against `folder`."""
@@ -81,21 +96,6 @@ class Outcome:
     recommended_because: str
 
 
-class RankError(RuntimeError):
-    """One rank's training failed.
-
-    Attributes:
-        bad_input: what the user wrote is the cause.
-    """
-
-    def __init__(self, message: str, bad_input: bool) -> None:
-        super().__init__(message, bad_input)
-        self.bad_input = bad_input
-
-    def __str__(self) -> str:
-        return self.args[0]
-
-
 def train_rank(
     assignment: Assignment, *, rank: int, world_size: int, device_index: int, reporter: Reporter
 ) -> Outcome:
@@ -111,15 +111,10 @@ def train_rank(
         return _train(
             assignment, rank=rank, world_size=world_size, device_index=device_index, reporter=reporter
         )
-    except (WorkloadError, PlanMismatchError, CheckpointError) as error:
-        raise RankError(f"rank {rank}: {error}", bad_input=True) from error
     except Exception as error:
-        details = Path(assignment.run_dir) / f"error-rank-{rank}.txt"
-        details.write_text(traceback.format_exc(), encoding="utf-8")
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise RankError(
-            f"rank {rank}: {reason[:500]}; the traceback is in {details}", bad_input=False
-        ) from error
+        device = torch.device(assignment.job["train"]["device"])
+        run_dir, promise = Path(assignment.run_dir), assignment.promise
+        raise rank_error(error, rank=rank, run_dir=run_dir, promise=promise, device=device) from error
     finally:
         logging.getLogger().removeHandler(forward)
 
@@ -147,6 +142,13 @@ def _train(
     ranks = Ranks(rank=rank, world_size=world_size, device=_device(job, device_index))
     torch.set_num_threads(job.train.threads_per_worker)
 
+    check_same_plan(
+        ranks,
+        plan=assignment.plan,
+        block_plans=assignment.block_plans,
+        sent=assignment.plan_digest or digest_of_plans(assignment.plan, assignment.block_plans),
+    )
+
     randomness.seed_all(job.train.seed)
     model = job.build_model(fake=False).to(ranks.device)
     plan = None if assignment.plan is None else planner.Plan.from_json(assignment.plan)
@@ -166,7 +168,13 @@ def _train(
         plain_module = step_module  # whose hooks gather the parameters, in validation too
 
     train_set, validation_set = load_datasets(job.train.data)
-    store = CheckpointStore(Path(assignment.run_dir) / "checkpoints", keep=job.train.keep_checkpoints)
+    store = CheckpointStore(
+        place_of(job.train.checkpoint_dir, Path(assignment.run_dir)),
+        keep=job.train.keep_checkpoints,
+        keep_best=job.train.keep_best,
+    )
+    is_sharded = sharding.is_sharded(step_module)
+    saving = Saving(store, ranks=ranks, reporter=reporter, is_sharded=is_sharded)
     randomness.seed_all(randomness.rank_seed(job.train.seed, rank=rank))
     trainer = Trainer(
         job=job,
@@ -185,10 +193,10 @@ def _train(
             validation_set=validation_set,
         ),
         reporter=reporter,
-        store=store,
-        promise=assignment.block_promise if plan is None else (plan.predicted_peak_bytes, plan.budget_bytes),
+        saving=saving,
+        promise=assignment.promise,
     )
-    _restore(trainer, store, ranks)
+    _restore(trainer, saving, is_needed=assignment.must_continue)
     if ranks.is_first:
         reporter.emit({"event": "started", "step": trainer.progress.step})
     finished = trainer.run()
@@ -235,21 +243,11 @@ def with_block_plans(model: nn.Module, plans: Mapping[str, str]) -> nn.Module:
     return model
 
 
-def _restore(trainer: Trainer, store: CheckpointStore, ranks: Ranks) -> None:
-    """Continue from the newest valid checkpoint, if there is one; rank 0 chooses for all."""
-    chosen = None
-    if ranks.is_first:
-        store.remove_partial()
-        chosen = store.newest_valid()
-    chosen = ranks.from_first(chosen)
-    if chosen is None:
-        return
-    if not chosen.is_dir():
-        raise CheckpointError(
-            f"rank {ranks.rank} does not see {chosen}; train.run_dir must be storage that all nodes share"
-        )
-    trainer.restore(load_state(chosen))
-    assert trainer.progress.step == step_of(chosen)
+def _restore(trainer: Trainer, saving: Saving, *, is_needed: bool) -> None:
+    """Continue from the newest checkpoint, if there is one; nothing holds what was read of it afterwards."""
+    state = saving.newest(is_needed=is_needed)
+    if state is not None:
+        trainer.restore(state)
 
 
 def _device(job: JobSpec, index: int) -> torch.device:

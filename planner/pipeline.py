@@ -55,7 +55,7 @@ def plan(
             its loss.
         budget: bytes of one rank with a unit ("4GiB"), a share of the peak with everything retained ("60%"),
             a share of the activations at that peak ("50% of activations"), or "none".
-        hardware: exact name of a device of `cost_models`, or "host".
+        hardware: exact name of a device of `cost_models`, a file of one's own that ends in ".toml", or "host".
         optimizer: builds the optimizer of a module; its state is charged. Of several, which come one after the
             other in a run, the largest is. None charges nothing.
         world_size: data-parallel ranks; more than one charges gradient buckets.

@@ -47,7 +47,7 @@ class Provenance(_Frozen):
 
     Attributes:
         lowtide_version: that made it.
-        hardware: name of the device that it was priced on.
+        hardware: name, or own file, of the device that it was priced on.
         cost_model: name of the cost model.
         workspace: whether the memory that kernels allocate on the way was measured on this device and counted.
         world_size: data-parallel ranks.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cost_models.hardware import HOST
+from cost_models.hardware import HOST, load_hardware
 from planner.capture import Captured, capture
 from planner.capturing.optimizer_step import Optimizers
 from planner.capturing.rank_memory import Sharding
@@ -69,8 +69,9 @@ def prepare(
         CaptureError: the step cannot be captured.
         ValueError: unknown hardware, or measurements that are none of it.
     """
+    place = load_hardware(hardware).place
     cost_model = cost_model_of(
-        hardware,
+        place,
         measurements=None if measurements is None else Path(measurements),
         device=_device_type(model),
         processes=world_size,
@@ -92,7 +93,7 @@ def prepare(
     )
     provenance: dict[str, Any] = dict(
         lowtide_version=importlib.metadata.version("lowtide"),
-        hardware=hardware,
+        hardware=place,
         workspace=workspace,
         world_size=world_size,
         accumulation=accumulation,
@@ -100,7 +101,7 @@ def prepare(
     )
     return Prepared.of(
         Problem(priced(graph, cost_model), 0, static),
-        hardware=hardware,
+        hardware=place,
         written=functools.partial(_plan_of, captured, provenance),
     )
 
@@ -129,7 +130,7 @@ def prepare_workload(
     return prepare(
         step,
         batch,
-        hardware=workload.hardware,
+        hardware=workload.hardware_place,
         optimizer=optimizer or workload.optimizer.factories(),
         world_size=world_size,
         accumulation=accumulation,

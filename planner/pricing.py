@@ -15,10 +15,10 @@ from planner.calibrating.setting import setting_here
 
 
 def hardware_of(name: str) -> HardwareSpec:
-    """The device of a name; of "host" the share of one process, which computes with torch's number of threads.
+    """The device of a name or file; of "host" what one process has, by torch's number of threads.
 
     Raises:
-        UnknownHardwareError: no device has this name.
+        ValueError: no device has this name, or the file is none of hardware.
     """
     spec = load_hardware(name)
     if spec.name != HOST or spec.num_cores is None:
@@ -33,7 +33,7 @@ def cost_model_of(
     """The model that prices operations on a device.
 
     Args:
-        hardware: exact name of a device, or "host".
+        hardware: exact name of a device, a file of one's own, or "host".
         measurements: file or folder that `lowtide calibrate` wrote; None prices with the roofline.
         device: type of the device that "host" stands for.
         processes: that compute at the same time on this machine.
@@ -54,13 +54,13 @@ def cost_model_of(
         return Measured(find_measurements(measurements, here), spec)
     if measurements.is_dir():
         raise ValueError(
-            f"{measurements} is a folder; hardware {hardware!r} is not this machine, so its measurements are found "
-            "by file only. Name the file."
+            f"{measurements} is a folder; hardware {spec.name!r} is not this machine, so its measurements are "
+            "found by file only. Name the file."
         )
     found = read_measurements(measurements)
-    if found.setting.hardware != hardware:
+    if found.setting.hardware != spec.name:
         raise ValueError(
-            f"{measurements} was measured on {found.setting.hardware!r}, got hardware {hardware!r}. "
+            f"{measurements} was measured on {found.setting.hardware!r}, got hardware {spec.name!r}. "
             "Name the file of that device."
         )
     return Measured(found, spec)

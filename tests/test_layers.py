@@ -11,7 +11,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 RANK = {"cost_models": 0, "planner": 1, "orchestrator": 2}
-RAY_FILES = {"orchestrator/backends/ray_cluster.py", "orchestrator/jobs.py"}
+RAY_FILES = {
+    "orchestrator/backends/ray_cluster.py",
+    "orchestrator/backends/ray_connection.py",
+    "orchestrator/backends/ray_mailbox.py",
+    "orchestrator/jobs.py",
+}
 # Files that may name torch; cost_models and the middle of planner are plain data.
 NO_TORCH = {
     "planner/bare_graph.py",

@@ -78,7 +78,7 @@ def test_the_bare_graphs_schedule_is_the_one_that_is_printed(tmp_path):
 
 
 def test_the_test_command_is_the_one_that_ci_runs():
-    assert '    pip install -e ".[dev,zoo]" && pytest' in TEXT
+    assert '    pip install -e ".[dev,zoo]" && pytest -n 3' in TEXT
     assert "pip install -e . && lowtide train deploy/jobs/quickstart.yaml" in TEXT
     assert "README.md" in (ROOT / ".ci" / "run").read_text()
 

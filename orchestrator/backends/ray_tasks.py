@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from orchestrator.backends import ray_cluster
+from orchestrator.backends import ray_connection
 from orchestrator.backends.protocol import RunFailedError
 from orchestrator.backends.tasks import Task, TaskPool
 from orchestrator.job import JobSpec
@@ -61,7 +61,7 @@ def ray_tasks(
     Raises:
         RunFailedError: the cluster cannot be reached, or has no room for one call.
     """
-    with ray_cluster.connected(address, job) as ray:
+    with ray_connection.connected(address, job) as ray:
         kind, need = ("GPU", 1) if job.train.device == "cuda" else ("CPU", job.train.threads_per_worker)
         room = int(ray.cluster_resources().get(kind, 0) // need)
         if room < 1:

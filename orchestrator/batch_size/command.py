@@ -117,7 +117,7 @@ class BatchSizeRequest:
             if self.target_loss is None:
                 raise ValueError(
                     "--sweep needs --target-loss: the training loss that counts as reached. `lowtide batch-size "
-                    f"{self.path}` alone says what is within reach."
+                    f"{self.path}` alone says where the loss begins."
                 )
             if not math.isfinite(self.target_loss):
                 raise ValueError(f"--target-loss must be a finite number, got {self.target_loss}.")

@@ -21,6 +21,8 @@ _REACH = 9.0
 _GRID = 160
 _WALKS = 6
 _MAX_INTERVAL_RATIO = 4.0
+# Steps are counted in whole ones: below this, that alone moves S_min, and B_crit with it, by more than a fifth.
+_MIN_LEAST_STEPS = 5.0
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class CriticalBatch:
         confidence: nominal coverage.
         num_reached: batch sizes that reached the target.
         num_censored: batch sizes known only not to have reached it.
-        reliable: the interval of b_crit is bounded and spans less than a factor of 4.
+        reliable: the interval of b_crit is bounded and spans less than a factor of 4, and s_min is at least 5.
         reason: why, or why not and what would help.
     """
 
@@ -219,10 +221,11 @@ def _fitted(likelihood: StepsLikelihood, confidence: float) -> CriticalBatch:
     residuals = likelihood.log_steps - log_least - np.log1p(np.exp(log_critical) / likelihood.batches)
     squares = float(np.square(residuals[~likelihood.is_censored]).sum())
     at_end = log_critical[0] <= ends[0] + 1e-9, log_critical[0] >= ends[1] - 1e-9
-    reliable, reason = _verdict(b_crit_interval, likelihood, confidence)
+    s_min = 0.0 if at_end[1] else math.exp(log_least[0])
+    reliable, reason = _verdict(b_crit_interval, s_min, likelihood, confidence)
     return CriticalBatch(
         b_crit=0.0 if at_end[0] else math.inf if at_end[1] else math.exp(log_critical[0]),
-        s_min=0.0 if at_end[1] else math.exp(log_least[0]),
+        s_min=s_min,
         e_min=0.0 if at_end[0] else math.exp(log_critical[0] + log_least[0]),
         b_crit_interval=b_crit_interval,
         s_min_interval=(0.0 if opens_above else math.exp(lows.min()), math.exp(highs.max())),
@@ -276,7 +279,9 @@ def _peak(
     return log_critical, likelihood.best_least(log_critical)
 
 
-def _verdict(interval: Interval, likelihood: StepsLikelihood, confidence: float) -> tuple[bool, str]:
+def _verdict(
+    interval: Interval, s_min: float, likelihood: StepsLikelihood, confidence: float
+) -> tuple[bool, str]:
     """Whether the interval of B_crit is narrow enough to choose from, and a sentence."""
     low, high = interval
     percent = f"{100 * confidence:g} %"
@@ -288,6 +293,11 @@ def _verdict(interval: Interval, likelihood: StepsLikelihood, confidence: float)
     if low == 0:
         smallest = likelihood.batches.min()
         return False, f"B_crit is at most {high:.3g} at {percent}: try batches smaller than {smallest:g}"
+    if s_min < _MIN_LEAST_STEPS:
+        return (
+            False,
+            f"the least steps are {s_min:.2g}, too few to compare in whole ones: lower the target loss",
+        )
     reason = f"the {percent} interval spans a factor of {high / low:.3g}"
     if high > _MAX_INTERVAL_RATIO * low:
         return False, f"{reason}, more than {_MAX_INTERVAL_RATIO:g}: add batch sizes around it, or seeds"

@@ -115,9 +115,13 @@ class NormSums:
         self._waiting: dict[int, Tensor] = {}
         self._sums: dict[torch.device, Tensor] = {}
         self._num_backwards = 0
+        self.is_paused = False
+        """Whether gradients that come in are left unread."""
 
     def record(self, number: int, gradient: Tensor) -> None:
         """Take in one parameter's gradient; a second one of the same parameter begins another backward."""
+        if self.is_paused:
+            return
         if number in self._waiting:
             self._fold()
         self._waiting[number] = gradient_norm(gradient.detach())

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from orchestrator.backends.protocol import RunFailedError
 from orchestrator.batch_size.branched import Branches, judge
 from orchestrator.batch_size.command import BatchSizeRequest
 from orchestrator.batch_size.critical_batch import CriticalBatch, fit_critical_batch
 from orchestrator.batch_size.figure import branches_figure, sweep_figure
 from orchestrator.batch_size.methods import Method
-from orchestrator.batch_size.noise_scale import NoiseScale
+from orchestrator.batch_size.own_rate import own_rate
+from orchestrator.batch_size.probe import ProbeRequest, Unanswered, probe
 from orchestrator.batch_size.rate_rule import rate_rule
 from orchestrator.batch_size.report import Said, branched_report, methods_of, probe_report
 from orchestrator.batch_size.results_file import (
@@ -29,27 +29,21 @@ from orchestrator.batch_size.results_file import (
     SweepRun,
 )
 from orchestrator.batch_size.runs import Watch, base_request, run_branches, run_noise, run_sweep
-from orchestrator.batch_size.short_run import NoisePoint, ShortRun
+from orchestrator.batch_size.short_run import RunFailure
 from orchestrator.batch_size.sweep import Grid, outcomes
 from orchestrator.batch_size.sweep_report import sweep_report
 from orchestrator.checkpoint import CheckpointError, CheckpointStore, load_state, step_of
 from orchestrator.data import load_datasets
 from orchestrator.job import JobSpec
-from orchestrator.optim import optimizer_class
 from orchestrator.phases import phase_at, phases_of
 from orchestrator.planning import check_job
 from planner.cli.answer import Answer
 from planner.inputs.optimizers import OptimizerSpec
-from planner.inputs.strict import WorkloadError
 from planner.measure import threads
 from planner.report.plots import saved
 from planner.whole_file import write_whole
 
-_PROBE_WARMUP = 0.1
-_MIN_PROBE_STEPS = 20
 _PROBE_BATCHES = 8
-# Share of the probe's time that its steps may take; the rest is for the measurement.
-_STEPS_SHARE = 0.4
 _MOST_DOUBLINGS = 4
 Answered = TypeVar("Answered")
 
@@ -88,61 +82,34 @@ def job_at(job: JobSpec, step: int) -> JobSpec:
     )
 
 
-def own_rate(job: JobSpec) -> float:
-    """The job's learning rate, its optimizer's default where it gives none.
-
-    Raises:
-        WorkloadError: the optimizer has none.
-    """
-    parameter = inspect.signature(optimizer_class(job.optimizer.name)).parameters.get("lr")
-    rate = job.optimizer.hyper.get("lr", None if parameter is None else parameter.default)
-    if not isinstance(rate, int | float) or not 0 < rate < math.inf:
-        raise WorkloadError(f"optimizer {job.optimizer.name!r} has the rate {rate!r}; give it an lr above 0")
-    return float(rate)
-
-
 def _probe(request: BatchSizeRequest, file: ResultsFile) -> Said:
-    """Some steps of the job on one worker, then the noise scale at the weights that they lead to."""
-    started_s = time.monotonic()
+    """The noise scale after some steps on one worker, or at a checkpoint, and what follows from it."""
     checkpoint = None if request.checkpoint is None else str(checkpoint_of(request.checkpoint))
+    before = 0 if checkpoint is None else step_of(Path(checkpoint))
     if checkpoint is not None:
-        request = replace(request, job=job_at(request.job, step_of(Path(checkpoint))))
+        request = replace(request, job=job_at(request.job, before))
     job = request.job
     rate = own_rate(job)
-    wanted = max(_MIN_PROBE_STEPS, math.ceil(_PROBE_WARMUP * job.train.steps))
     task = base_request(
         request,
         job,
         batch=job.global_batch,
         rate=rate,
         seed=job.train.seed,
-        limit=wanted,
+        limit=0,
         target_loss=None,
         checkpoint=checkpoint,
     )
     # The loss is there to be told, so a few batches of it do: the time is for the gradients.
     few = min(request.num_evaluated, _PROBE_BATCHES * job.global_batch)
-    run = ShortRun(replace(task, num_evaluated=few))
-    before = 0 if checkpoint is None else step_of(Path(checkpoint))
-    if checkpoint is None:
-        schedule = run.phase.make_schedule(run.optimizer)
-        while run.steps < wanted and time.monotonic() < started_s + _STEPS_SHARE * request.time_limit_s:
-            loss = run.step()
-            schedule.step()
-            if not math.isfinite(loss):
-                return Said.failed(
-                    f"the loss is not finite after {run.steps} steps at rate {rate:g}. Lower the rate of the job, "
-                    "or have a look at its data."
-                )
-    loss = run.evaluate()
-    if not math.isfinite(loss):
-        return Said.failed(
-            f"the loss after {before + run.steps} steps is not finite. Lower the rate of the job."
-        )
-    scale: NoiseScale = run.noise(num_examples=None, deadline_s=started_s + request.time_limit_s)
-    noise = Noise.of(NoisePoint.of(scale, step=before + run.steps, loss=loss))
+    found = probe(ProbeRequest(replace(task, num_evaluated=few), before, request.time_limit_s))
+    if isinstance(found, RunFailure):
+        raise RunFailedError(found.message, bad_input=found.bad_input)
+    if isinstance(found, Unanswered):
+        return Said.failed(found.message)
+    noise = Noise.of(found.point)
     file.change(probe=ProbeFound(batch=job.global_batch, rate=rate, noise=noise))
-    return probe_report(request, scale, noise, rate=rate, others=_methods(request, file.found))
+    return probe_report(request, found.noise, noise, rate=rate, others=_methods(request, file.found))
 
 
 def _sweep(request: BatchSizeRequest, file: ResultsFile, watch: Watch) -> Said:

@@ -83,6 +83,10 @@ class MicroBatchNoise:
         gradients = [None if p.grad is None else own_part(p.grad, rank, world_size) for p in parameters]
         return norms_of_step(self._grouping, self._sums, gradients, factors)
 
+    def pause(self, *, is_paused: bool) -> None:
+        """Leave the gradients of the backward calls that follow unread, or read them again."""
+        self._sums.is_paused = is_paused
+
     def close(self) -> None:
         """Take the hooks off the parameters."""
         for handle in self._handles:

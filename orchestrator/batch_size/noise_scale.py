@@ -159,6 +159,11 @@ class NoiseScaleEstimator:
             self._moments.add(tr_s, g2, decay=self.decay)
             self._big_batch, self._num_skipped_last = big_batch, 0
 
+    @property
+    def num_observations(self) -> int:
+        """Steps that said something since the beginning or the last `reset`."""
+        return self._moments.count
+
     def _skip(self, reason: str) -> None:
         self._num_skipped += 1
         self._num_skipped_last += 1
@@ -168,7 +173,8 @@ class NoiseScaleEstimator:
         """The noise scale so far. Never a number without a reason to believe it; see `NoiseScale`."""
         moments, percent = self._moments, f"{100 * self.confidence:g} %"
         if self._num_skipped > moments.count:
-            return self._no_estimate(f"{self._num_skipped} steps said nothing: {self._skip_reason}")
+            steps = "1 step" if self._num_skipped == 1 else f"{self._num_skipped} steps"
+            return self._no_estimate(f"{steps} said nothing: {self._skip_reason}")
         if self._num_skipped_last >= self.min_observations:
             return self._no_estimate(
                 f"the last {self._num_skipped_last} steps said nothing: {self._skip_reason}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-RateRule = Literal["linear", "square root"]
+RateRule = Literal["linear", "square root", "none"]
 # Whose step is proportional to the gradient (LARS: to its direction, with the same noise). All others divide by a
 # running size of the gradient, so that noise enters with its standard deviation.
 _LINEAR = frozenset({"sgd", "asgd", "lars"})
@@ -26,7 +26,7 @@ def rate_rule(optimizer: str) -> RateRule:
 def rate_factor_of(batch_factor: float, rule: RateRule) -> float:
     """Factor of the rate that keeps the noise of the steps where the batch grows by `batch_factor`.
 
-        linear: f        square root: sqrt(f)
+        linear: f        square root: sqrt(f)        none: 1
 
     Raises:
         ValueError: batch_factor not positive.
@@ -36,4 +36,6 @@ def rate_factor_of(batch_factor: float, rule: RateRule) -> float:
     """
     if not batch_factor > 0:
         raise ValueError(f"the batch changes by a factor above 0, got {batch_factor!r}")
+    if rule == "none":
+        return 1.0
     return batch_factor if rule == "linear" else math.sqrt(batch_factor)

@@ -199,8 +199,13 @@ def _next_of_probe(request: BatchSizeRequest, scale: NoiseScale, noise: Noise) -
             f"{command} --branched --checkpoint RUN_DIR: with {request.job.optimizer.name} the noise scale may be "
             "far too small"
         )
-    if noise.step > 0:
+    if request.checkpoint is not None:
         following.append(f"{command} --sweep --target-loss {noise.loss:.2g}")
+    else:
+        # The loss of now is reached within a few steps, which say nothing of how steps depend on the batch.
+        following.append(
+            f"{command} --sweep --target-loss LOSS: one the job reaches, far below {noise.loss:.2g}"
+        )
     return following
 
 

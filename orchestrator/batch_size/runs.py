@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from orchestrator.backends.local_tasks import local_tasks
 from orchestrator.backends.protocol import RunFailedError
+from orchestrator.backends.ray_connection import folder_on_workers
 from orchestrator.backends.ray_tasks import ray_tasks
 from orchestrator.backends.tasks import TaskPool
 from orchestrator.batch_size.branched import next_branch
@@ -106,8 +107,7 @@ def _work_off(
 
 def base_request(request: BatchSizeRequest, job: JobSpec, **changes: Any) -> RunRequest:
     """A run of the job; on a cluster its folder is the workers' own."""
-    is_away = request.address is not None and request.question != "probe"
-    folder = "." if is_away else str(job.model.folder)
+    folder = folder_on_workers(job, None if request.question == "probe" else request.address)
     return RunRequest(job=job.to_data(), folder=folder, num_evaluated=request.num_evaluated, **changes)
 
 

@@ -79,6 +79,10 @@ class ShardNoise:
         ]
         return norms_of_step(self._grouping, self._sums, gradients, factors)
 
+    def pause(self, *, is_paused: bool) -> None:
+        """Leave the gradients of the backward calls that follow unread, or read them again."""
+        self._sums.is_paused = is_paused
+
     def close(self) -> None:
         """Take the hooks off."""
         for handle in self._handles:

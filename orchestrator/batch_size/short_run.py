@@ -130,11 +130,16 @@ def run_short(request: RunRequest) -> RunResult | RunFailure:
     """Do a run; what goes wrong is a value, so that it can cross processes."""
     try:
         return ShortRun(request).run()
-    except (WorkloadError, CheckpointError) as error:
-        return RunFailure(str(error), bad_input=True)
     except Exception as error:  # the user's own code may raise anything
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        return RunFailure(f"the run at batch {request.batch}, rate {request.rate:g}: {reason[:500]}", False)
+        return failure_of(error, f"the run at batch {request.batch}, rate {request.rate:g}")
+
+
+def failure_of(error: Exception, what: str) -> RunFailure:
+    """What went wrong in a run, in a sentence."""
+    if isinstance(error, WorkloadError | CheckpointError):
+        return RunFailure(str(error), bad_input=True)
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return RunFailure(f"{what}: {reason[:500]}", bad_input=False)
 
 
 @functools.lru_cache(maxsize=1)

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.optim import swa_utils
 
-from orchestrator.optim.checks import check_choice
+from orchestrator.optim.checks import check_choice, check_count
 from orchestrator.optim.fast.items import local_part
 from orchestrator.optim.wide_state import copy_of
 
 AVERAGE = "average"
-COUNT = "average_step"
+COUNT = "average_count"
 Kind = Literal["swa", "ema"]
 
 
@@ -44,8 +44,7 @@ def keep_average(
     check_choice("kind", kind, ("swa", "ema"))
     if not isinstance(decay, float) or not 0 < decay < 1:
         raise ValueError(f"decay must be a number in (0, 1), got {decay!r}")
-    if not isinstance(start_step, int) or start_step < 0:
-        raise ValueError(f"start_step must be an integer >= 0, got {start_step!r}")
+    check_count("start_step", start_step, low=0)
     update: Any = swa_utils.get_swa_multi_avg_fn() if kind == "swa" else swa_utils.get_ema_multi_avg_fn(decay)
 
     @torch.no_grad()
@@ -54,12 +53,11 @@ def keep_average(
         for weight in _weights_with_gradient(stepped):
             state = stepped.state[weight]
             if AVERAGE not in state:
-                state[AVERAGE], state[COUNT] = copy_of(weight), 0
-            state[COUNT] += 1
-            if state[COUNT] > start_step:
+                state[AVERAGE], state[COUNT] = copy_of(weight), -start_step
+            if state[COUNT] >= 0:
                 by_count.setdefault(state[COUNT], []).append((state[AVERAGE], weight))
-        for count, pairs in by_count.items():
-            num_averaged = count - start_step - 1
+            state[COUNT] += 1
+        for num_averaged, pairs in by_count.items():
             for average, weight in pairs if num_averaged == 0 else []:
                 average.copy_(weight)
             if num_averaged:
@@ -81,10 +79,10 @@ def _weights_with_gradient(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]
 def averaged_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Within the block the model has its averaged weights, afterwards those that it had before.
 
-    Costs a copy of the weights. Batch-norm statistics are not those of the averaged weights: make them anew
-    with `torch.optim.swa_utils.update_bn`. Do not step inside.
+    A weight whose average has not started stays as it is. Costs a copy of the weights. Batch-norm statistics are
+    not those of the averaged weights: make them anew with `torch.optim.swa_utils.update_bn`. Do not step inside.
     """
-    before = [(w, w.detach().clone()) for w, state in optimizer.state.items() if AVERAGE in state]
+    before = [(w, w.detach().clone()) for w, state in optimizer.state.items() if state.get(COUNT, 0) > 0]
     with torch.no_grad():
         for weight, _ in before:
             weight.copy_(optimizer.state[weight][AVERAGE])

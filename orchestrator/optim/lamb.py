@@ -12,7 +12,7 @@ from orchestrator.optim.adam_direction import (
     moment_coefficients,
     update_moments,
 )
-from orchestrator.optim.checks import check_betas, check_number
+from orchestrator.optim.checks import check_betas, check_flags, check_number
 from orchestrator.optim.fast.rules import AdamRule
 from orchestrator.optim.per_tensor import AbstractPerTensorOptimizer, Implementation, NonFinite, Params, move
 from orchestrator.optim.trust_ratio import trust_ratio
@@ -74,6 +74,7 @@ class LAMB(AbstractPerTensorOptimizer):
         check_betas(group["betas"])
         check_number("eps", group["eps"], low=0.0)
         check_number("weight_decay", group["weight_decay"], low=0.0)
+        check_flags(group, "layer_adaptation", "maximize")
 
     def make_state(self, weight: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         """Two moments."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orchestrator.optim.checks import check_number
+from orchestrator.optim.checks import check_flags, check_number
 from orchestrator.optim.fast.rules import LarsRule
 from orchestrator.optim.per_tensor import AbstractPerTensorOptimizer, Implementation, NonFinite, Params, move
 from orchestrator.optim.trust_ratio import layer_norm
@@ -81,6 +81,7 @@ class LARS(AbstractPerTensorOptimizer):
         check_number("momentum", group["momentum"], low=0.0, high=1.0)
         check_number("weight_decay", group["weight_decay"], low=0.0)
         check_number("trust_coefficient", group["trust_coefficient"], low=0.0)
+        check_flags(group, "nesterov", "lr_in_momentum", "layer_adaptation", "maximize")
         if group["nesterov"] and group["momentum"] == 0:
             raise ValueError("nesterov needs a momentum in (0, 1), got 0")
 

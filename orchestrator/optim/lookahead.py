@@ -10,10 +10,12 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from orchestrator.optim.checks import check_choice
+from orchestrator.optim.checks import check_choice, check_count, check_is_group, check_share
 from orchestrator.optim.fast import multi_tensor
 from orchestrator.optim.fast.items import local_part
-from orchestrator.optim.wide_state import copy_of, restore_wide_state
+from orchestrator.optim.loading import check_settings_of, check_state_of, load_with_wide_state
+from orchestrator.optim.per_tensor import AbstractPerTensorOptimizer
+from orchestrator.optim.wide_state import copy_of
 
 SLOW = "slow"
 COUNT = "lookahead_step"
@@ -22,11 +24,8 @@ IMPLEMENTATIONS = ("auto", "reference", "foreach")
 
 def check_lookahead(group: dict[str, Any]) -> None:
     """Raise ValueError if `sync_every` or `slow_step_size` of `group` is out of its range."""
-    sync_every, slow_step_size = group["sync_every"], group["slow_step_size"]
-    if not isinstance(sync_every, int) or isinstance(sync_every, bool) or sync_every < 1:
-        raise ValueError(f"sync_every must be an integer >= 1, got {sync_every!r}")
-    if not isinstance(slow_step_size, int | float) or not 0 < slow_step_size <= 1:
-        raise ValueError(f"slow_step_size must be a number in (0, 1], got {slow_step_size!r}")
+    check_count("sync_every", group["sync_every"], low=1)
+    check_share("slow_step_size", group["slow_step_size"])
 
 
 def remember_slow_weight(weight: Tensor, state: dict[str, Any]) -> None:
@@ -117,6 +116,8 @@ class Lookahead(torch.optim.Optimizer):
         slow_step_size: float = 0.5,
         implementation: Literal["auto", "reference", "foreach"] = "auto",
     ) -> None:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise ValueError(f"optimizer must be a torch optimizer, got {optimizer!r}")
         if any("sync_every" in group for group in optimizer.param_groups):
             raise ValueError(
                 f"{type(optimizer).__name__} has slow weights already: wrap an optimizer without LookAhead"
@@ -128,11 +129,21 @@ class Lookahead(torch.optim.Optimizer):
         self.implementation = implementation
         self.last_step: Counter[str] = Counter()
         super().__init__(optimizer.param_groups, {**optimizer.defaults, **own})
+        self._share(optimizer)
+        optimizer.register_load_state_dict_post_hook(self._share)
+
+    def _share(self, optimizer: torch.optim.Optimizer) -> None:
+        """Have the groups and the state of the wrapped optimizer, which are new ones after it has loaded."""
+        for group in optimizer.param_groups:
+            # A checkpoint of the bare optimizer has no cycle in it: this wrapper's begins with the next step.
+            group.setdefault("sync_every", self.defaults["sync_every"])
+            group.setdefault("slow_step_size", self.defaults["slow_step_size"])
         self.param_groups = optimizer.param_groups
         self.state = optimizer.state
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the wrapped optimizer, and so to this one."""
+        check_is_group(param_group)
         check_lookahead({**self.defaults, **param_group})
         param_group.setdefault("sync_every", self.defaults["sync_every"])
         param_group.setdefault("slow_step_size", self.defaults["slow_step_size"])
@@ -224,16 +235,44 @@ class Lookahead(torch.optim.Optimizer):
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        for group in self.param_groups:
-            # A checkpoint of the bare optimizer has no cycle in it: this wrapper's begins with the next step.
-            group.setdefault("sync_every", self.defaults["sync_every"])
-            group.setdefault("slow_step_size", self.defaults["slow_step_size"])
-        if "optimizer" not in state:
-            # From load_state_dict, which makes new groups and a new state: the wrapped optimizer takes them.
-            self.optimizer.__setstate__({"state": self.state, "param_groups": self.param_groups})
+        """Take over a state, from `load_state_dict` or a pickle, if the wrapped optimizer can go on from it.
+
+        Raises:
+            ValueError: it cannot, and nothing has been taken over.
+        """
+        if "optimizer" in state:  # out of a pickle, or a copy
+            super().__setstate__(state)
+            self.optimizer.register_load_state_dict_post_hook(self._share)
+        else:
+            self._load(state["state"], state["param_groups"])
+
+    def _load(self, state: dict[Tensor, dict[str, Any]], groups: list[dict[str, Any]]) -> None:
+        """Give the wrapped optimizer the new state and the new groups that torch's load_state_dict has made."""
+        for group in groups:
+            check_lookahead({**self.defaults, **group})
+            for weight in group["params"]:
+                counts = COUNT in state.get(weight, {})  # not where the first step was skipped
+                check_state_of(
+                    weight, state.get(weight), expected={SLOW: weight, COUNT: 0} if counts else {SLOW: weight}
+                )
+        before = {"state": self.optimizer.state, "param_groups": self.optimizer.param_groups}
+        try:
+            self.optimizer.__setstate__({"state": state, "param_groups": groups})
+            for group, own_group in zip(groups, before["param_groups"]):
+                # Not before: __setstate__ of torch's optimizers fills in what older checkpoints lack.
+                name, settings = type(self.optimizer).__name__, self.optimizer.defaults
+                check_settings_of(name, group, own_group=own_group, settings=settings)
+        except (KeyError, ValueError):
+            self.optimizer.__dict__.update(before)
+            raise
+        self._share(self.optimizer)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from `state_dict`; as torch's, but the float32 state of 16-bit parameters stays float32."""
-        super().load_state_dict(state_dict)
-        restore_wide_state(self, state_dict)
+        """Continue from `state_dict`; as torch's, but the float32 state of 16-bit parameters stays float32.
+
+        Raises:
+            ValueError: the wrapped optimizer cannot go on from it, or a value is out of its range.
+        """
+        # An optimizer of torch's keeps its own state as the parameters are.
+        only = None if isinstance(self.optimizer, AbstractPerTensorOptimizer) else SLOW
+        load_with_wide_state(self, state_dict, load=super().load_state_dict, only=only)

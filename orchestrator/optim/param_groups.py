@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from orchestrator.optim.checks import check_share
 
 Predicate = Callable[[str, nn.Parameter], bool]
 """Full name and parameter -> True to exclude it from weight decay and layer adaptation."""
@@ -45,11 +49,17 @@ def parameter_groups(
         nothing, so it takes the optimizer's own weight decay.
 
     Raises:
-        ValueError: the module has no parameters.
+        ValueError: the module has no parameters, or some that have no shape yet (lazy ones); `exclude` cannot be
+            called.
 
     >>> [len(group["params"]) for group in parameter_groups(nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3)))]
     [1, 3]
     """
+    if exclude is not None and not callable(exclude):
+        raise ValueError(f"exclude must be a function of a name and a parameter, got {exclude!r}")
+    for name, parameter in module.named_parameters():
+        if is_lazy(parameter):
+            raise ValueError(f"{name} has no shape yet. Run the model once before its optimizer is made")
     excluded_ids = {
         id(parameter)
         for module_name, owner in module.named_modules(remove_duplicate=False)
@@ -96,7 +106,7 @@ def rates_by_depth(
         Groups with "lr", the last level's first; no empty group.
 
     Raises:
-        ValueError: decay out of its range.
+        ValueError: decay out of its range, or a group with a parameter that is not the module's.
 
     >>> module = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1), nn.Linear(1, 1, bias=False))
     >>> [group["lr"] for group in rates_by_depth(module, [{"params": list(module.parameters())}], lr=1, decay=0.5)]
@@ -104,13 +114,17 @@ def rates_by_depth(
 
     Reference: Howard and Ruder, 2018, arXiv 1801.06146, section 3.2 (discriminative fine-tuning).
     """
-    if not isinstance(decay, int | float) or not 0 < decay <= 1:
-        raise ValueError(f"depth_decay must be a number in (0, 1], got {decay!r}")
+    check_share("depth_decay", decay)
     levels = _levels(module)
     level_of: dict[int, int] = {id(parameter): 0 for parameter in module.parameters(recurse=False)}
     for level, part in enumerate(levels):
         for parameter in part.parameters():
             level_of.setdefault(id(parameter), level)
+    for parameter in itertools.chain.from_iterable(group["params"] for group in groups):
+        if id(parameter) not in level_of:
+            raise ValueError(
+                f"a group holds a parameter of shape {tuple(parameter.shape)} that {type(module).__name__} has not"
+            )
     split = []
     for level in reversed(range(len(levels) or 1)):
         for group in groups:

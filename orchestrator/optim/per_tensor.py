@@ -16,6 +16,8 @@ from orchestrator.optim.checks import (
     all_finite,
     check_choice,
     check_distinct,
+    check_is_group,
+    check_not_empty,
     check_rate,
     refuse_sparse,
 )
@@ -23,7 +25,8 @@ from orchestrator.optim.fast import fused, multi_tensor
 from orchestrator.optim.fast.build import kernel
 from orchestrator.optim.fast.items import Item, has_no_data, is_sharded, make_item
 from orchestrator.optim.fast.rules import Rule
-from orchestrator.optim.wide_state import restore_wide_state
+from orchestrator.optim.loading import check_settings_of, check_state_of, load_with_wide_state
+from orchestrator.optim.wide_state import SIXTEEN_BITS
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 """Tensors, groups, or named tensors: what a torch optimizer takes."""
@@ -60,10 +63,13 @@ class AbstractPerTensorOptimizer(torch.optim.Optimizer, abc.ABC):
 
     def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
         self.last_step: Counter[str] = Counter()
-        listed = [params] if isinstance(params, Tensor) else list(params)
-        if not listed:
-            raise ValueError(f"{type(self).__name__} needs at least one parameter, got an empty list")
-        super().__init__(cast(Any, params if isinstance(params, Tensor) else listed), defaults)
+        name = type(self).__name__
+        if isinstance(params, Tensor | str) or not isinstance(params, Iterable):
+            raise ValueError(
+                f"{name} needs a list of tensors, groups or named tensors, got {type(params).__name__}"
+            )
+        super().__init__(cast(Any, check_not_empty(name, list(params))), defaults)
+        check_not_empty(name, [weight for group in self.param_groups for weight in group["params"]])
 
     @abc.abstractmethod
     def check_group(self, group: dict[str, Any]) -> None:
@@ -93,30 +99,50 @@ class AbstractPerTensorOptimizer(torch.optim.Optimizer, abc.ABC):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group after checking its hyper-parameters; see `torch.optim.Optimizer.add_param_group`."""
-        group = {**self.defaults, **param_group}
-        check_rate(group["lr"])
-        check_choice("implementation", group["implementation"], IMPLEMENTATIONS)
-        check_choice("nonfinite", group["nonfinite"], NONFINITE)
-        self.check_group(group)
+        check_is_group(param_group)
+        self._check_settings({**self.defaults, **param_group})
         if not isinstance(param_group["params"], Tensor | set):
             param_group["params"] = list(param_group["params"])
             check_distinct(param_group["params"])
         param_group.setdefault("skipped_steps", 0)
         super().add_param_group(param_group)
 
+    def _check_settings(self, group: dict[str, Any]) -> None:
+        check_rate(group["lr"])
+        check_choice("implementation", group["implementation"], IMPLEMENTATIONS)
+        check_choice("nonfinite", group["nonfinite"], NONFINITE)
+        self.check_group(group)
+
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self.last_step = Counter()
-        for group in self.param_groups:
+        """Take over a state, from `load_state_dict` or a pickle, if it is one of this kind of optimizer.
+
+        Raises:
+            ValueError: it is not, and nothing has been taken over.
+        """
+        # Out of a pickle it has neither yet.
+        settings = state.get("defaults") or self.defaults
+        present = self.__dict__.get("param_groups", state["param_groups"])
+        for group, own_group in zip(state["param_groups"], present):
             # From a checkpoint that was written before these settings were there.
             group.setdefault("implementation", "auto")
             group.setdefault("nonfinite", "propagate")
             group.setdefault("skipped_steps", 0)
+            check_settings_of(type(self).__name__, group, own_group=own_group, settings=settings)
+            self._check_settings(group)
+            for weight in group["params"]:
+                expected: dict[str, Any] = {}
+                self.make_state(torch.empty(weight.shape, dtype=weight.dtype, device="meta"), expected, group)
+                check_state_of(weight, state["state"].get(weight), expected=expected)
+        super().__setstate__(state)
+        self.last_step = Counter()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from `state_dict`; as torch's, but the float32 state of 16-bit parameters stays float32."""
-        super().load_state_dict(state_dict)
-        restore_wide_state(self, state_dict)
+        """Continue from `state_dict`; as torch's, but the float32 state of 16-bit parameters stays float32.
+
+        Raises:
+            ValueError: it is of another optimizer or of other tensors, or a value is out of its range.
+        """
+        load_with_wide_state(self, state_dict, load=super().load_state_dict)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -124,6 +150,9 @@ class AbstractPerTensorOptimizer(torch.optim.Optimizer, abc.ABC):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
+    # What torch's own optimizers are marked with: within torch.compile a step runs as it is. Traced, it would build
+    # its kernel under fake tensors, and be compiled again for every count of updates.
+    @torch._disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Update every tensor that has a gradient.
@@ -145,7 +174,7 @@ class AbstractPerTensorOptimizer(torch.optim.Optimizer, abc.ABC):
         self.last_step = Counter()
         moving = [
             (weight, weight.grad, group)
-            for group in self.param_groups
+            for group in map(_with_scalar_rate, self.param_groups)
             for weight in group["params"]
             if weight.grad is not None
         ]
@@ -156,6 +185,7 @@ class AbstractPerTensorOptimizer(torch.optim.Optimizer, abc.ABC):
         rules: dict[tuple[int, int], Rule] = {}
         chosen_on: dict[tuple[int, torch.device], str] = {}
         fast: dict[str, list[Item]] = {"fused": [], "foreach": []}
+        moved_by_kernel: list[Tensor] = []
         for weight, gradient, group in moving:
             state = self.state[weight]
             self.make_state(weight, state, group)
@@ -176,9 +206,13 @@ class AbstractPerTensorOptimizer(torch.optim.Optimizer, abc.ABC):
                 self._update_by_reference(weight, gradient, state, group)
             elif chosen == "foreach" or not has_no_data(weight):
                 fast[chosen].append(item)
+                if chosen == "fused":
+                    moved_by_kernel.append(weight)
             self.last_step[chosen] += 1
         if fast["fused"]:
             fused.step(kernel(), fast["fused"])
+            # As torch's operations do: a backward that saved these weights for itself is refused afterwards.
+            torch.autograd.graph.increment_version(moved_by_kernel)
         if fast["foreach"]:
             multi_tensor.step(fast["foreach"])
         return loss
@@ -207,6 +241,8 @@ class AbstractPerTensorOptimizer(torch.optim.Optimizer, abc.ABC):
         self, weight: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]
     ) -> None:
         """`update_tensor` on real numbers of at least 32 bits."""
+        wide = weight.float() if weight.dtype in SIXTEEN_BITS else weight
+        gradient = gradient.to(wide.dtype)
         if group.get("gradient_centralization", False):
             gradient = centralized(gradient)
         if weight.is_complex():
@@ -214,13 +250,10 @@ class AbstractPerTensorOptimizer(torch.optim.Optimizer, abc.ABC):
                 key: torch.view_as_real(value) if isinstance(value, Tensor) and value.is_complex() else value
                 for key, value in state.items()
             }
-            weight, gradient = torch.view_as_real(weight), torch.view_as_real(gradient)
-        if weight.dtype in (torch.float16, torch.bfloat16):
-            wide = weight.float()
-            self.update_tensor(wide, gradient.float(), state, group)
+            wide, gradient = torch.view_as_real(weight), torch.view_as_real(gradient)
+        self.update_tensor(wide, gradient, state, group)
+        if weight.dtype in SIXTEEN_BITS:
             weight.copy_(wide)
-        else:
-            self.update_tensor(weight, gradient, state, group)
 
 
 def _chosen(implementation: Implementation, device: torch.device) -> str:
@@ -229,6 +262,12 @@ def _chosen(implementation: Implementation, device: torch.device) -> str:
     if implementation == "foreach" or (implementation == "auto" and device.type not in ("cpu", "meta")):
         return "foreach"
     return "fused" if kernel().library is not None else "reference"
+
+
+def _with_scalar_rate(group: dict[str, Any]) -> dict[str, Any]:
+    """The group, with a rate of no dims where it is a tensor of one element."""
+    lr = group["lr"]
+    return {**group, "lr": lr.reshape(())} if isinstance(lr, Tensor) and lr.ndim else group
 
 
 def centralized(gradient: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from orchestrator.optim.adam_direction import (
     rectification,
     update_moments,
 )
-from orchestrator.optim.checks import check_betas, check_number
+from orchestrator.optim.checks import check_betas, check_flags, check_number
 from orchestrator.optim.fast.rules import AdamRule
 from orchestrator.optim.lookahead import check_lookahead, remember_slow_weight, slow_step, synchronize
 from orchestrator.optim.per_tensor import AbstractPerTensorOptimizer, Implementation, NonFinite, Params, move
@@ -87,6 +87,7 @@ class Ranger(AbstractPerTensorOptimizer):
         check_number("eps", group["eps"], low=0.0)
         check_number("weight_decay", group["weight_decay"], low=0.0)
         check_number("rectify_above", group["rectify_above"], low=4.0)
+        check_flags(group, "gradient_centralization", "maximize")
         check_lookahead(group)
 
     def make_state(self, weight: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:

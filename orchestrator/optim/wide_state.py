@@ -23,12 +23,16 @@ def copy_of(weight: Tensor) -> Tensor:
     return weight.detach().clone(memory_format=torch.preserve_format)
 
 
-def restore_wide_state(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+def restore_wide_state(
+    optimizer: torch.optim.Optimizer, state_dict: dict[str, Any], *, only: str | None = None
+) -> None:
     """Give 16-bit parameters their float32 state back, which torch's `load_state_dict` has rounded.
 
     Args:
         optimizer: has just loaded `state_dict`.
         state_dict: as it was handed over.
+        only: the name of what is kept in float32, where the rest is of an optimizer that keeps it as the parameters
+            are; None for all of it.
     """
     loaded = state_dict["state"]
     for group, saved in zip(optimizer.param_groups, state_dict["param_groups"]):
@@ -36,5 +40,7 @@ def restore_wide_state(optimizer: torch.optim.Optimizer, state_dict: dict[str, A
             if weight.dtype not in SIXTEEN_BITS:
                 continue
             for key, value in loaded.get(index, {}).items():
+                if only not in (None, key):
+                    continue
                 if isinstance(value, Tensor) and value.dtype == torch.float32 and value.ndim == weight.ndim:
                     optimizer.state[weight][key] = value.to(weight.device, copy=True)

@@ -5,17 +5,23 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 
 class Schedule(Protocol):
-    """A learning-rate schedule: one call a step, and a state that a checkpoint keeps."""
+    """A learning-rate schedule: one call before each step, and a state that a checkpoint keeps."""
 
-    def step(self) -> None:
-        """Set the rates of the next step."""
+    def move_to(self, place: float, *, batch_factor: float = 1.0) -> None:
+        """Set the rates of the step that begins at a place of the run, counted in steps.
+
+        Args:
+            place: steps of the base batch that are done; between two where the batch has grown.
+            batch_factor: of the rates, for the size of its batch.
+        """
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -25,6 +31,21 @@ class Schedule(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
         """Continue from what `state_dict` returned."""
         ...
+
+
+class PlacedLR(LambdaLR):
+    """Torch's LambdaLR that goes by the place in the run instead of the number of calls."""
+
+    def move_to(self, place: float, *, batch_factor: float = 1.0) -> None:
+        """See `Schedule`."""
+        at = cast(int, place)  # torch says int, and hands it to the factor alone
+        self.last_epoch = at
+        for group, base_rate, factor in zip(self.optimizer.param_groups, self.base_lrs, self.lr_lambdas):
+            rate = base_rate * factor(at) * batch_factor
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
 
 Decay = Callable[[float, float], float]
@@ -59,7 +80,7 @@ def num_warmup_steps(total_steps: int, warmup_fraction: float) -> int:
 
 
 def rate_factor(
-    step: int,
+    step: float,
     *,
     name: str,
     total_steps: int,
@@ -77,7 +98,7 @@ def rate_factor(
         d(x) =   1  |  (1 - x)^power  |  (1 + cos(pi x)) / 2
 
     Args:
-        step: t, from 0; the last step that trains is T - 1.
+        step: t, from 0; below T while the run trains.
         name: "constant", "polynomial" or "cosine".
         total_steps: T.
         warmup_fraction: W / T, see `num_warmup_steps`.
@@ -110,8 +131,8 @@ def build_schedule(
     warmup_start: float = 1 / 20,
     power: float = 2.0,
     final_fraction: float = 0.0,
-) -> LambdaLR:
-    """A torch scheduler of `rate_factor` over the rates that the groups have now; step it every step.
+) -> PlacedLR:
+    """A torch scheduler of `rate_factor` over the rates that the groups have now; step or move it every step.
 
     Its state_dict holds the step and the base rates, in plain numbers. The schedule's own settings are the
     ones given here, also after load_state_dict: a run that is resumed with another `total_steps` follows the
@@ -147,4 +168,4 @@ def build_schedule(
     factor = functools.partial(rate_factor, name=name, total_steps=total_steps, power=power, **fractions)
     for group in optimizer.param_groups if first_step else []:
         group["initial_lr"] = group["lr"]
-    return LambdaLR(optimizer, factor, last_epoch=first_step - 1)
+    return PlacedLR(optimizer, factor, last_epoch=first_step - 1)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from planner.blockwise.alike import Operations, attributes_of
 from planner.errors import CaptureError
 from planner.lower.fakes import KnownConstants, fake_mode_of, fake_module, fake_tree
 from planner.lower.signature import call_arguments
@@ -103,8 +104,9 @@ def pieces_of(step: nn.Module, batch: Any, *, blocks: Sequence[str]) -> Pieces:
     mode = fake_mode_of(step, batch)
     fake = fake_module(step, mode)
     calls: dict[str, _Call] = {}
+    kinds: dict[tuple[str, str], str] = {}
     for name in blocks:
-        _listen(fake.get_submodule(name), name, calls)
+        _listen(fake.get_submodule(name), name, calls, kinds)
     args, kwargs = call_arguments(fake_tree(batch, mode))
     with mode, KnownConstants():
         fake(*args, **kwargs)
@@ -130,20 +132,26 @@ def pieces_of(step: nn.Module, batch: Any, *, blocks: Sequence[str]) -> Pieces:
     return Pieces(found, tuple(calls), rest, sum(shared.values()))
 
 
-def _listen(block: nn.Module, name: str, calls: dict[str, _Call]) -> None:
-    """Note the call of a block; one like a block that has run is not run again, a `Place` answers for it."""
+def _listen(block: nn.Module, name: str, calls: dict[str, _Call], kinds: dict[tuple[str, str], str]) -> None:
+    """Note the call of a block; one like a block that has run is not run again, a `Place` answers for it.
+
+    Blocks that differ in a plain attribute alone, such as the number of a layer, are run: they are of one kind if
+    they run the same operations.
+    """
     forward = block.forward
 
     def noted(*args: Any, **kwargs: Any) -> Any:
         if name in calls:
             raise CaptureError(f"the block {name!r} is called more than once; plan the whole step in one")
-        kind = _kind(block, args, kwargs)
-        alike = next(((n, call) for n, call in calls.items() if call.kind == kind), None)
+        key = _settings(block, args, kwargs), attributes_of(block)
+        alike = next(((n, call) for n, call in calls.items() if call.kind == kinds.get(key)), None)
         if alike is None:
-            output = forward(*args, **kwargs)
+            with Operations() as ran:
+                output = forward(*args, **kwargs)
+            kinds[key] = f"{key[0]} {ran.digest}"
         else:
             output = Place(_mapped(*alike), alike[1].output)(*args, **kwargs)
-        calls[name] = _Call(args, kwargs, output, kind)
+        calls[name] = _Call(args, kwargs, output, kinds[key])
         return output
 
     block.forward = noted  # type: ignore[method-assign]
@@ -174,7 +182,7 @@ def _mapped(name: str, call: _Call) -> int:
     return mapped[0]
 
 
-def _kind(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+def _settings(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """What alike blocks share: class, settings, parameters, and what they are called with."""
     parameters = [(n, tuple(p.shape), p.dtype, p.requires_grad) for n, p in block.named_parameters()]
     settings = [(n, type(m).__name__, m.extra_repr(), m.training) for n, m in block.named_modules()]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cost_models.hardware import load_hardware
+from cost_models.host import num_processors
 
 _DEVICES = ("cpu", "cuda")
 
@@ -22,7 +23,7 @@ class CalibrationRequest:
         threads: of each; None for the jobs'.
         micro_batches: sizes at which the jobs are measured besides their own, "4,8,16".
         device: that computes: "cpu" or "cuda".
-        hardware: name that plans know the device by.
+        hardware: name that plans know the device by, or its own file.
         picture: file for a figure, or None.
 
     Raises:
@@ -45,6 +46,11 @@ class CalibrationRequest:
         if self.device == "cuda" and self.processes > 1:
             raise ValueError(
                 f"--processes {self.processes} is for the CPU, whose cores share caches and memory. Leave it out."
+            )
+        if self.processes > num_processors():
+            raise ValueError(
+                f"--processes {self.processes} would share {num_processors()} processors and wait for each other. "
+                f"Say at most {num_processors()}, or measure on a machine with more."
             )
         load_hardware(self.hardware)
         if self.folder.exists() and not self.folder.is_dir():

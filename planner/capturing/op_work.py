@@ -33,6 +33,10 @@ _KIND_BY_FRAGMENT: tuple[tuple[str, WorkKind], ...] = (
     ("dropout", "random"),
     ("bernoulli", "random"),
     ("rand", "random"),
+    ("normal", "random"),
+    ("uniform", "random"),
+    ("exponential", "random"),
+    ("multinomial", "random"),
     ("norm", "reduction"),
     ("softmax", "reduction"),
     ("sum", "reduction"),
@@ -52,13 +56,16 @@ _KIND_BY_FRAGMENT: tuple[tuple[str, WorkKind], ...] = (
     ("constant_pad", "copy"),
 )
 
+# A softmax, then three more kernels: which scores are -inf (a byte each), which rows have no others, zeros there.
+_SAFE_SOFTMAX = "_safe_softmax"
+
 
 def work_of(call: fx.Node) -> Work:
     """Demand of one call, from the shapes that the trace recorded.
 
     FLOP of matrix products, convolutions and attention come from torch's own formulas; attention that they do
     not know is counted from its shapes; everything else is one operation per element. Bytes are those of all
-    tensors read and written once.
+    tensors read and written once, and once more for each further kernel of an operator that is several of them.
 
     Args:
         call: a ``call_function`` node with fake tensors in its metadata.
@@ -74,8 +81,13 @@ def work_of(call: fx.Node) -> Work:
     outputs = _tensors(out)
     kind = _kind_of(name)
     read_bytes = sum(_moved_bytes(t) for t in inputs)
+    written_bytes = sum(_moved_bytes(t) for t in outputs)
     if kind == "gather" and "backward" not in name:
-        read_bytes = min(read_bytes, 2 * sum(_moved_bytes(t) for t in outputs))
+        read_bytes = min(read_bytes, 2 * written_bytes)
+    if name == _SAFE_SOFTMAX:
+        mask_bytes = sum(t.numel() for t in outputs)
+        read_bytes += 2 * written_bytes + mask_bytes
+        written_bytes += written_bytes + mask_bytes
     floating = [t for t in (*outputs, *inputs) if t.dtype.is_floating_point]
     dtype = (
         str((floating or outputs or inputs)[0].dtype).removeprefix("torch.")
@@ -85,7 +97,7 @@ def work_of(call: fx.Node) -> Work:
     return Work(
         flop=_flop(call, kind, args, kwargs, out, outputs, inputs),
         read_bytes=read_bytes,
-        written_bytes=sum(_moved_bytes(t) for t in outputs),
+        written_bytes=written_bytes,
         dtype=dtype if dtype in DTYPES else "float32",
         kind=kind,
         operation=operation_of(call),

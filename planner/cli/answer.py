@@ -183,7 +183,7 @@ def _largest_batch(
         size=size,
         budget=workload.budget,
         allowed=allowed,
-        cost_model=Roofline(load_hardware(workload.hardware)),
+        cost_model=Roofline(load_hardware(workload.hardware_place)),
         solver=workload.solver.name,
         time_limit_s=workload.solver.time_limit_s,
         tell=tell,

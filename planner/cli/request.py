@@ -28,7 +28,9 @@ GraphPath = Annotated[
 BudgetText = Annotated[
     str | None, typer.Option("--budget", help="'4GiB', '60%', '50% of activations' or 'none'.")
 ]
-HardwareName = Annotated[str | None, typer.Option("--hardware", help="Exact name of a device, or 'host'.")]
+HardwareName = Annotated[
+    str | None, typer.Option("--hardware", help="Exact name of a device, a .toml file of one, or 'host'.")
+]
 OutPath = Annotated[
     Path | None, typer.Option("--out", metavar="FILE", help="Write the plan, or a graph's schedule, as JSON.")
 ]
@@ -178,9 +180,12 @@ class PlanRequest:
                 "Say --minimize time."
             )
         changes: dict[str, object] = {"solver": solver}
-        for key in ("budget", "hardware", "executor"):
+        for key in ("budget", "executor"):
             if getattr(self, key) is not None:
                 changes[key] = getattr(self, key)
+        if self.hardware is not None:
+            # A file on the command line is relative to the working folder, one in a job to that of the job.
+            changes["hardware"] = load_hardware(self.hardware).place
         return workload.model_copy(update=changes)
 
 

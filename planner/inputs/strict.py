@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-_TAGS = frozenset({"tensor", "list", "mapping", "spec", "callable"})
+_TAGS = frozenset({"tensor", "list", "mapping", "spec", "callable", "range", "value"})
 
 
 class WorkloadError(ValueError):

@@ -9,9 +9,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from cost_models.hardware import load_hardware
+from cost_models.hardware import OWN_FILE, load_hardware
 from cost_models.units import parse_seconds
 from planner.inputs.optimizers import OptimizerSpec
 from planner.inputs.strict import StrictModel, WorkloadError, sentence, unknown_name
@@ -162,6 +170,12 @@ class Workload(StrictModel):
         """File or folder of measured times, relative to the job's folder; None prices with the roofline."""
         return None if self.measurements is None else self.model.folder / self.measurements
 
+    @property
+    def hardware_place(self) -> str:
+        """What `load_hardware` finds the device by: its name, or the path of a file beside the job."""
+        is_own = self.hardware.endswith(OWN_FILE)
+        return str((self.model.folder / self.hardware).absolute()) if is_own else self.hardware
+
     @field_validator("budget", mode="before")
     @classmethod
     def _budget_has_a_unit(cls, budget: Any) -> Any:
@@ -169,8 +183,8 @@ class Workload(StrictModel):
 
     @field_validator("hardware")
     @classmethod
-    def _known_hardware(cls, name: str) -> str:
-        load_hardware(name)
+    def _known_hardware(cls, name: str, info: ValidationInfo) -> str:
+        load_hardware(name, folder=(info.context or {}).get("folder"))
         return name
 
     @model_validator(mode="after")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import highspy
@@ -35,6 +37,11 @@ class _HighsWithStart(pulp.HiGHS):
 
     start: dict[str, float] | None = None
 
+    def createAndConfigureSolver(self, lp: Any) -> None:  # noqa: N802 (PuLP's name)
+        """Make the model that HiGHS holds."""
+        silence()
+        super().createAndConfigureSolver(lp)
+
     def callSolver(self, lp: Any) -> None:  # noqa: N802 (PuLP's name)
         """Hand over the start, then run."""
         if self.start:
@@ -43,6 +50,21 @@ class _HighsWithStart(pulp.HiGHS):
             values = [value for _, value in pairs]
             lp.solverModel.setSolution(len(indices), indices, values)
         run(lp.solverModel)
+
+
+class _Silent(highspy.Highs):
+    """A model that asks for silence before anything else is done with it."""
+
+    def enableCallbacks(self) -> None:  # noqa: N802 (HiGHS's name)
+        """The first thing that making a model does."""
+        self.setOptionValue("log_to_console", False)
+        super().enableCallbacks()
+
+
+@cache
+def silence() -> None:
+    """Keep the header of HiGHS off standard output: 1.16 prints it while the first model of a process is made."""
+    _Silent()
 
 
 def run(highs: highspy.Highs) -> None:
@@ -67,21 +89,34 @@ def run(highs: highspy.Highs) -> None:
         )
 
 
-def outcome_of(highs: highspy.Highs, *, mip: bool) -> SolveOutcome:
-    """What the last run proved and found."""
+def outcome_of(
+    highs: highspy.Highs, objective: Callable[[], float], *, mip: bool, abs_gap: float
+) -> SolveOutcome:
+    """What the last run of a minimization proved and found.
+
+    HiGHS 1.16 reports objective and bound 0 where the optimum is the start that it was given, so the objective is
+    that of the point itself, and a proven optimum has the bound that this proves.
+
+    Args:
+        highs: holds the model.
+        objective: of the point that was found.
+        mip: whether the run kept integrality.
+        abs_gap: what the run was asked to prove.
+    """
     status = highs.getModelStatus()
     info = highs.getInfo()
     optimal = status == highspy.HighsModelStatus.kOptimal
     feasible = info.primal_solution_status == 2  # kSolutionStatusFeasible
-    objective = info.objective_function_value if feasible else float("inf")
-    relaxation_bound = objective if optimal else float("-inf")
+    value = objective() if feasible else float("inf")
+    reported = info.mip_dual_bound if mip else float("-inf")
+    proven = value - (abs_gap if mip else 0.0) if optimal else float("-inf")
     return SolveOutcome(
         has_values=feasible,
         optimal=optimal,
         infeasible=status
         in (highspy.HighsModelStatus.kInfeasible, highspy.HighsModelStatus.kUnboundedOrInfeasible),
-        objective=objective,
-        bound=info.mip_dual_bound if mip else relaxation_bound,
+        objective=value,
+        bound=max(reported, proven),
     )
 
 
@@ -122,4 +157,5 @@ def run_highs(
     except pulp.PulpSolverError as error:
         raise SolverError(f"HiGHS cannot be used: {error}. Install highspy again.") from error
     highs: highspy.Highs = model.solverModel  # type: ignore[assignment]
-    return outcome_of(highs, mip=mip)
+    cost: Any = model.objective
+    return outcome_of(highs, lambda: float(cost.value()), mip=mip, abs_gap=abs_gap)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import highspy
 import numpy as np
 
-from planner.solvers.highs import SolveOutcome, outcome_of, run
+from planner.solvers.highs import SolveOutcome, outcome_of, run, silence
 
 Terms = Sequence[tuple[int, float]]
 _INFINITY = highspy.kHighsInf
@@ -79,10 +79,10 @@ class LiveModel:
         Raises:
             SolverError: HiGHS reports an error of its own.
         """
-        highs = self._send(mip=mip)
+        highs, gap = self._send(mip=mip), max(abs_gap, 1e-9)
         for option, value in (
             ("time_limit", highs.getRunTime() + max(0.05, time_limit_s)),
-            ("mip_abs_gap", max(abs_gap, 1e-9)),
+            ("mip_abs_gap", gap),
             ("mip_rel_gap", 0.0),
             ("threads", threads),
         ):
@@ -92,14 +92,16 @@ class LiveModel:
                 len(start), np.array(list(start), dtype=np.int32), np.array(list(start.values()))
             )
         run(highs)
-        outcome = outcome_of(highs, mip=mip)
+        values = np.array(highs.getSolution().col_value)
+        outcome = outcome_of(highs, lambda: float(np.dot(self._cost, values)), mip=mip, abs_gap=gap)
         if outcome.has_values:
-            self.values = np.array(highs.getSolution().col_value)
+            self.values = values
         return outcome
 
     def _send(self, *, mip: bool) -> highspy.Highs:
         """Hand over what is new since the last solve."""
         if self._highs is None:
+            silence()
             self._highs = highspy.Highs()
             self._highs.setOptionValue("output_flag", False)
         highs = self._highs

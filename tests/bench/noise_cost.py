@@ -12,8 +12,10 @@ time minus the plain step's of the same round, the slower rank's; as shares of t
 What is added depends on the parameters and not on the batch, so it is measured on a short step of one sequence of
 16 bytes as well, whose own time hides it less; as a share of the full plain step.
 
-"micro-batches" is what `lowtide train` uses. "ranks" is the DDP communication hook. "per-parameter (before)" is the
-hook as it was: norm, cast, square and sum in four kernels a parameter and micro-batch, and all of .grad read on
+"micro-batches" is what `lowtide train` does in a step that is measured, and "micro-batches, between" what stays in
+the steps between two: after the first dozens it measures one in `train.measure_noise_every`, and "in train" is the
+mean of such a cycle, which is what a run pays. "ranks" is the DDP communication hook. "per-parameter (before)" is
+the hook as it was: norm, cast, square and sum in four kernels a parameter and micro-batch, and all of .grad read on
 every rank.
 """
 
@@ -40,11 +42,14 @@ from orchestrator.data import BatchLayout
 from orchestrator.noise_measurement import NoiseMeasurement
 from orchestrator.optim.param_groups import parameter_groups
 from orchestrator.sharding import data_parallel, without_reduction
+from orchestrator.train_spec import TrainSpec
 from planner.step import StepModule
 from tests.bench.machine import machine
 from tests.ranks import on_ranks
 
 SHORT = [1, 16]
+
+BETWEEN = "micro-batches, between"
 
 Times = dict[str, list[tuple[float, float]]]
 """Contender -> wall and processor seconds of each of its steps."""
@@ -96,6 +101,18 @@ def contender(
     if kind == "micro-batches":
         noise = NoiseMeasurement(wrapped, layout, groups=groups)
         return wrapped, noise.local_norms, noise.observe
+    if kind == BETWEEN:
+        noise = NoiseMeasurement(wrapped, layout, groups=groups, every=10**9)
+        row = [2.0] * (2 * len(groups))
+        for _ in range(100):  # enough for the measuring to be sparse
+            noise.observe([row, row])
+        noise.begin_step(layout)
+
+        def observe_and_begin(rows: list[list[float]]) -> None:
+            noise.observe(rows)
+            noise.begin_step(layout)
+
+        return wrapped, noise.local_norms, observe_and_begin
     estimator = NoiseScaleEstimator()
 
     def observe(rows: list[list[float]]) -> None:
@@ -194,6 +211,24 @@ def measure(accumulation: int, rounds: int, kinds: list[str], sizes: list[int]) 
     return found
 
 
+def in_train(measured: dict[str, Any], between: dict[str, Any]) -> dict[str, Any]:
+    """What a step of a run costs more on average: one in `every` is measured."""
+    every = TrainSpec.model_fields["measure_noise_every"].default
+    rest = every - 1
+
+    def mean(key: str, of: str) -> float:
+        return round((measured[of][key] + rest * between[of][key]) / every, 2)
+
+    return {
+        "measure_noise_every": every,
+        **{f"{of} share_percent": mean("share_percent", of) for of in ("wall", "processor")},
+        "share_percent_by_short_step": round(
+            (measured["share_percent_by_short_step"] + rest * between["share_percent_by_short_step"]) / every,
+            2,
+        ),
+    }
+
+
 def main() -> None:
     """Measure without and with accumulation, and print or write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -201,7 +236,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--short-rounds", type=int, default=300)
     parser.add_argument("--accumulation", type=int, nargs="+", default=[1, 4])
-    parser.add_argument("--kinds", nargs="+", default=["micro-batches", "ranks", "per-parameter (before)"])
+    parser.add_argument(
+        "--kinds", nargs="+", default=["micro-batches", BETWEEN, "ranks", "per-parameter (before)"]
+    )
     options = parser.parse_args()
     result: dict[str, Any] = {"machine": machine("torch"), "rounds": options.rounds}
     for accumulation in options.accumulation:
@@ -212,6 +249,8 @@ def main() -> None:
             extra_ms = short[kind]["wall"]["extra_ms"]
             found["short step"] = short[kind]["wall"]
             found["share_percent_by_short_step"] = round(100 * extra_ms / found["wall"]["plain_ms"], 2)
+        if {"micro-batches", BETWEEN} <= full.keys():
+            full["in train"] = in_train(full["micro-batches"], full[BETWEEN])
         result[f"accumulation {accumulation}"] = full
     text = json.dumps(result, indent=2)
     if options.out is not None:

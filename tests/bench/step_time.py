@@ -7,7 +7,8 @@
 In each round, model by model, every operation of it is visited once, and after every dozen a step of it runs,
 planned with everything retained, on one thread: both see the machine in the same moods. Times are processor
 seconds, medians over the rounds. The plans of both cost models are then priced by the measured one; as this takes
-long and needs no quiet, `--time-limit 0` leaves it out, and `--rounds 0` makes up for it with the kept files.
+long and needs no quiet, `--time-limit 0` leaves it out, and `--rounds 0` makes up for it with the kept files: it
+prices the steps that were measured anew and runs none.
 """
 
 from __future__ import annotations
@@ -81,17 +82,25 @@ class Subject:
         """The step with the seconds of a cost model."""
         return annotate(self.prepared.problem.costed.graph, model)
 
-    def row(self, measured: Measured, known: Mapping[str, MeasuredOperation]) -> dict[str, Any]:
+    def times(self) -> dict[str, Any]:
+        """What its steps took, seconds."""
+        return {
+            "step_s": statistics.median(self.steps_s),
+            "quartiles_s": statistics.quantiles(self.steps_s, n=4),
+        }
+
+    def row(
+        self, measured: Measured, known: Mapping[str, MeasuredOperation], times: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """Predicted and measured seconds."""
         truth, roofline = self.priced(measured), Roofline(measured.hardware)
-        step_s = statistics.median(self.steps_s)
+        step_s = times["step_s"]
         works = [work for node in truth.graph.nodes for work in (node.work, *node.then)]
         others = tuple(o for line, o in known.items() if line not in self.operations)
         return {
             "model": self.name,
             "operations": len(works),
-            "step_s": step_s,
-            "quartiles_s": statistics.quantiles(self.steps_s, n=4),
+            **times,
             "measured_error": truth.step_s / step_s - 1.0,
             "measured_share": measured.measured_share(works),
             "roofline_error": self.priced(roofline).step_s / step_s - 1.0,
@@ -137,9 +146,12 @@ def main() -> None:
     hardware = load_hardware("host").with_num_cores(1)
     measured = Measured(calibration.measurements, hardware)
     earlier = json.loads(chosen.out.read_text())["models"] if not chosen.rounds else []
-    rows = earlier or [subject.row(measured, calibration.known) for subject in subjects]
+    kept = {row["model"]: {key: row[key] for key in ("step_s", "quartiles_s")} for row in earlier}
+    rows = [
+        subject.row(measured, calibration.known, kept.get(subject.name) or subject.times())
+        for subject in subjects
+    ]
     for subject, row in zip(subjects, rows, strict=True) if chosen.time_limit > 0 else ():
-        assert subject.name == row["model"]
         truth = subject.priced(measured)
         for key, model in (("plan_points", measured), ("roofline_plan_points", Roofline(hardware))):
             row[key] = subject.extra_points(model, truth, time_limit_s=chosen.time_limit)

@@ -122,9 +122,8 @@ def test_a_name_alone_is_one_node():
 def test_an_unknown_cluster_is_answered_with_all_known_names(text: str):
     with pytest.raises(UnknownClusterError) as refusal:
         load_cluster(text)
-    assert str(refusal.value).startswith(
-        f"no cluster is named {text!r}. Write a name, or a name and a number"
-    )
+    assert str(refusal.value).startswith(f"no cluster is named {text!r}.")
+    assert ". Write a name" in str(refusal.value).replace("? W", ". W")
     assert all(name in str(refusal.value) for name in known_clusters())
 
 
@@ -188,7 +187,10 @@ def test_a_workstation_needs_no_network():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"device": "a100"}, "device: no hardware is named 'a100'. Known names: a100-40gb, "),
+        (
+            {"device": "a100"},
+            "device: no hardware is named 'a100'. Did you mean 'a100-40gb' or 'a100-80gb'? Known names: ",
+        ),
         ({"device": 7}, "device: no hardware is named '7'."),
         ({"device": "jetson-orin"}, "jetson-orin has no link to a second device"),
         ({"nodes": 0}, "nodes must be a number from 1 to 100000 nodes: got 0."),
@@ -288,7 +290,7 @@ def test_a_file_is_named_by_its_stem(tmp_path: Path):
             '"200GB/s"',
             "network.node_bytes_per_s must be a number from 1e+06 to 1e+14 B/s: got '200GB/s'.",
         ),
-        ("a100-40gb", "a100", "device: no hardware is named 'a100'. Known names: "),
+        ("a100-40gb", "a100", "device: no hardware is named 'a100'. Did you mean "),
         ("[network]", "[network", "not a TOML file: "),
     ],
 )

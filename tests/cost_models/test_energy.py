@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -67,6 +69,13 @@ def test_work_that_takes_longer_than_its_roofline_draws_less_power_for_longer():
     # 9 s of arithmetic in 20 s: 0.45 busy: 20 s * (20 + 80 * 0.45) W.
     work = Work(900.0, 0, 0, "float32", "matmul")
     assert work_energy_j(work, time_s=20.0, hardware=DEVICE) == pytest.approx(1120.0, rel=1e-12)
+
+
+def test_what_is_done_one_after_the_other_keeps_one_core_busy():
+    serial = Efficiency(compute=1.0, memory=1.0, source="round numbers for the test", serial_s=1.0)
+    cores = replace(DEVICE, kind="cpu", num_cores=4, efficiency={"random": serial})
+    # 9 s of numbers and 1 s of launch: arithmetic 0.09 s, and 9 s of one core in four: 10 s * (20 + 80 * 0.234) W.
+    assert joules_of(Work(9.0, 0, 0, "float32", "random"), cores) == pytest.approx(387.2, rel=1e-12)
 
 
 def test_a_step_rests_while_it_waits_for_messages():

@@ -126,6 +126,11 @@ def test_a_file_is_named_by_its_stem(tmp_path: Path):
         ),
         (
             "[sources]",
+            '[efficiency.random]\ncompute = 1.0\nmemory = 1.0\nserial_s = 7\nsource = "a"\n[sources]',
+            "efficiency.random.serial_s must be a number from 0 to 1e-06 s: got 7.",
+        ),
+        (
+            "[sources]",
             "[efficiency.matmul]\ncompute = 1.0\nmemory = 1.0\n[sources]",
             "efficiency.matmul lacks the key 'source'. Add it.",
         ),

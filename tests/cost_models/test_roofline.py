@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,6 +59,30 @@ def test_a_missing_rate_is_named_in_the_estimate():
 def test_a_kind_without_its_own_efficiency_takes_the_default_of_the_device_kind():
     # Default for attention on a GPU: 0.5 of 1000, so 500 FLOP take 1 s, plus 1 s.
     assert MODEL.time_s(Work(500.0, 0, 0, "bfloat16", "attention")) == 2.0
+
+
+def test_what_waits_for_the_one_before_takes_its_seconds_one_after_the_other():
+    serial = Efficiency(compute=0.5, memory=0.25, source="round numbers for the test", serial_s=0.5)
+    estimate = Roofline(replace(DEVICE, efficiency={"random": serial})).estimate(
+        Work(8.0, 0, 200, "float32", "random")
+    )
+    # 8 * 0.5 = 4 s; 200 / (0.25 * 400) = 2 s; 8 / (0.5 * 100) = 0.16 s; plus 1 s.
+    assert (estimate.serial_s, estimate.memory_s, estimate.time_s) == (4.0, 2.0, 5.0)
+    assert estimate.bound == "serial"
+
+
+@pytest.mark.parametrize("name", ["cpu-x86-avx2", "cpu-x86-avx512", "cpu-arm-neon"])
+def test_neither_cores_nor_narrow_numbers_make_a_processor_draw_faster(name: str):
+    core = load_hardware(name)
+    # A million numbers at 7 ns, and 2 us for the call: a mask reads what gives it its layout, the others nothing.
+    for work in (
+        Work(1e6, 0, 4 * 10**6, "float32", "random"),
+        Work(1e6, 4 * 10**6, 4 * 10**6, "float32", "random"),
+        Work(1e6, 0, 2 * 10**6, "bfloat16", "random"),
+        Work(1e6, 0, 8 * 10**6, "int64", "random"),
+    ):
+        for spec in (core, core.with_num_cores(8)):
+            assert Roofline(spec).time_s(work) == pytest.approx(7.002e-3, rel=1e-9)
 
 
 def test_a_matmul_of_the_half_performance_size_runs_at_half_speed():

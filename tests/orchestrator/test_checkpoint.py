@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from orchestrator import checkpoint
 from orchestrator.checkpoint import CheckpointError, CheckpointStore, load_state, step_of
 
 CPU = torch.device("cpu")
@@ -82,7 +82,7 @@ def test_a_save_that_is_cut_short_leaves_the_one_before(tmp_path: Path, monkeypa
     def power_cut(*_: object) -> None:
         raise OSError("power cut")
 
-    monkeypatch.setattr(checkpoint.os, "rename", power_cut)
+    monkeypatch.setattr(os, "rename", power_cut)
     with pytest.raises(OSError, match="power cut"):
         store.save(state(2), step=2)
     monkeypatch.undo()

@@ -41,7 +41,15 @@ def test_training_leaves_a_run_folder_and_says_what_came_of_it(write_job: Any, t
     assert result.exit_code == 0, result.output
     (folder,) = (tmp_path / "runs").iterdir()
     names = {path.name for path in folder.iterdir()}
-    assert names == {"plan.json", "metrics.jsonl", "checkpoints", "run.json", "memory.png", "loss.png"}
+    assert names == {
+        "plan.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "tensorboard",
+        "run.json",
+        "memory.png",
+        "loss.png",
+    }
     lines = result.stdout.splitlines()
     assert [line.split("  ")[0] for line in lines] == [
         "everything retained", "budget", "predicted peak", "extra time", "solver",

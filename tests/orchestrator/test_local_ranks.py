@@ -111,8 +111,22 @@ def test_two_accumulating_ranks_keep_to_the_plan(write_job: Any, tmp_path: Path)
     assert peaks[1:] == pytest.approx([plan.predicted_peak_bytes] * 8, rel=0.02)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_first_step_after_a_resume_keeps_to_the_plan_too(write_job: Any, tmp_path: Path, workers: int):
+    # Then the optimizer has its state already, while buckets, the order of the data and hooks are new.
+    data = {"target": "tiny.py:data", "kwargs": {"samples": 20_000}}
+    train = {"workers": workers, "accumulation": 4 // workers, "steps": 6, "data": data}
+    job = JobSpec.load(write_job(**DEEP, train=train, budget="80%"))
+    plan = plan_job(job)
+    Run(job, tmp_path / "run", plan=plan.to_json(), at_step=stop_at(3))
+    resumed = Run(job, tmp_path / "run", plan=plan.to_json())
+    peaks = [event["measured_peak_bytes"] for event in resumed.events if event["event"] == "step"]
+    assert len(peaks) == 2
+    assert max(peaks) <= plan.predicted_peak_bytes + 512
+
+
 def test_a_killed_rank_is_named_and_no_process_stays(write_job: Any, tmp_path: Path):
-    job = JobSpec.load(write_job(train={"workers": 2, "steps": 10_000}))
+    job = JobSpec.load(write_job(train={"workers": 2, "steps": 10_000, "max_failures": 0}))
 
     def kill(run: Run, step: int) -> None:
         if step == 3:
@@ -129,7 +143,7 @@ def test_ranks_that_are_killed_after_the_change_of_their_optimizer_continue_bit_
     write_job: Any, tmp_path: Path
 ):
     sgd = {"name": "sgd", "lr": 0.2, "momentum": 0.9, "start": 0.5}
-    train = {"workers": 2, "steps": 10, "checkpoint_every": 5}
+    train = {"workers": 2, "steps": 10, "checkpoint_every": 5, "max_failures": 0}
     job = JobSpec.load(write_job(optimizer={"name": "adamw", "lr": 0.01, "then": sgd}, train=train))
 
     def kill(run: Run, step: int) -> None:

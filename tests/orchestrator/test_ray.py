@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from tests.orchestrator.ray_head import children_of, ray_head, short_folder
+
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
@@ -23,7 +25,6 @@ pytestmark = [
 ]
 
 COMMAND = [sys.executable, "-m", "orchestrator.cli"]
-START_S = 120.0
 END_S = 20.0
 
 
@@ -41,22 +42,6 @@ def local_run(path: Path) -> list[dict[str, Any]]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
     return events(done.stdout)
-
-
-def children_of(pid: int) -> set[int]:
-    """Every descendant of a process."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                stat = (entry / "stat").read_text()
-            except OSError:
-                continue
-            parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
-    found = {pid}
-    while grown := {child for child, parent in parents.items() if parent in found} - found:
-        found |= grown
-    return found - {pid}
 
 
 def is_running(pid: int) -> bool:
@@ -94,10 +79,13 @@ def test_a_killed_worker_costs_no_bit_of_the_loss(write_job: Any, tmp_path: Path
     got = events("".join(lines))
     assert losses(got) == losses(expected)
     assert got[-1]["validation_after"] == expected[-1]["validation_after"]
-    assert complaint.startswith("warning: a rank was lost; the run continues from step ")
-    assert len(complaint.splitlines()) == 1
+    assert re.fullmatch(
+        r"warning: rank \d was lost with its process: trying again from the last checkpoint, 1 of at most 3 "
+        r"times\n",
+        complaint,
+    )
     assert {path.name for path in Path(got[-1]["run_dir"]).iterdir()} == {
-        "plan.json", "metrics.jsonl", "checkpoints", "run.json", "memory.png", "loss.png",
+        "plan.json", "metrics.jsonl", "checkpoints", "tensorboard", "run.json", "memory.png", "loss.png",
     } | {path.name for path in Path(got[-1]["run_dir"]).glob("error-rank-*.txt")}  # fmt: skip
     log = [json.loads(line) for line in (Path(got[-1]["run_dir"]) / "metrics.jsonl").read_text().splitlines()]
     assert [event["step"] for event in log if event["event"] == "step"] == list(range(1, 201))
@@ -107,61 +95,11 @@ def test_a_killed_worker_costs_no_bit_of_the_loss(write_job: Any, tmp_path: Path
         time.sleep(0.2)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def head() -> Iterator[str]:
     """The Jobs address of a Ray head of two cores that ends with the test."""
-    port = free_port()
-    # Ray's sockets need a short path.
-    folder = tmp_path_factory.mktemp("r", numbered=True)
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
-    words = (
-        f"start --head --block --num-cpus 2 --port {free_port()} --dashboard-port {port} --include-dashboard true "
-        f"--object-store-memory 100000000 --ray-client-server-port {free_port()} --temp-dir {folder}"
-    )
-    script = "import sys; from ray.scripts.scripts import main; sys.exit(main())"
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, *words.split()],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=environment,
-        start_new_session=True,
-    )
-    family: set[int] = set()
-    try:
-        deadline_s = time.monotonic() + START_S
-        while not listens(port):
-            assert process.poll() is None, "the Ray head did not start"
-            assert time.monotonic() < deadline_s, "the Ray head does not answer"
-            time.sleep(0.3)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        family = children_of(process.pid)
-        process.terminate()
-        try:
-            process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        for pid in family:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+    with short_folder() as folder, ray_head(folder, {}) as started:
+        yield started.jobs
 
 
 def test_a_submitted_job_trains_and_its_status_is_the_commands(write_job: Any, tmp_path: Path, head: str):
@@ -173,7 +111,7 @@ def test_a_submitted_job_trains_and_its_status_is_the_commands(write_job: Any, t
             [*COMMAND, *words, "--address", head], capture_output=True, text=True, check=False
         )
 
-    good = lowtide("submit", str(path), "--run-dir", str(tmp_path / "there"))
+    good = lowtide("submit", str(path), "--run-dir", str(tmp_path / "there"), "--json")
     assert good.returncode == 0, good.stdout + good.stderr
     got = events(good.stdout)
     assert losses(got) == losses(expected)
@@ -184,9 +122,10 @@ def test_a_submitted_job_trains_and_its_status_is_the_commands(write_job: Any, t
     if "core worker has already been shutdown" in bad.stdout + bad.stderr:
         pytest.skip("Ray's own process crashed while it ended: the job's exit status is Ray's, not ours")
     assert bad.returncode == 2, bad.stdout + bad.stderr
-    assert "rank 0: train.data: target 'tiny.py:net' must return the pair" in bad.stdout
-    assert "Traceback" not in bad.stdout
-    assert "continues from" not in bad.stdout
+    assert "rank 0: train.data: target 'tiny.py:net' must return the pair" in bad.stderr
+    assert "Traceback" not in bad.stderr
+    assert "trying again" not in bad.stderr
+    assert bad.stdout == ""
 
     rows = [line.split("\t") for line in lowtide("list").stdout.splitlines()]
     assert [row[1] for row in rows] == ["SUCCEEDED", "FAILED"]

@@ -75,7 +75,7 @@ def test_a_run_folder_that_cannot_be_made_is_refused(tmp_path: Path):
 def test_a_run_that_knew_no_second_optimizer_is_continued(write_job: Any, tmp_path: Path):
     job = JobSpec.load(write_job())
     folder = RunFolder.create(tmp_path, job.name)
-    folder.write_record(job, {}, status="stopped")
+    folder.write_record(job, {}, running=job, status="stopped")
     record = json.loads(folder.record.read_text())
     del record["configuration"]["optimizer"]["then"]
     folder.record.write_text(json.dumps(record))
@@ -88,7 +88,7 @@ def test_a_run_that_knew_no_second_optimizer_is_continued(write_job: Any, tmp_pa
 def test_a_changed_job_is_not_continued(write_job: Any, tmp_path: Path):
     job = JobSpec.load(write_job())
     folder = RunFolder.create(tmp_path, job.name)
-    folder.write_record(job, {}, status="stopped")
+    folder.write_record(job, {}, running=job, status="stopped")
     RunFolder.reopen(folder.path, job)
     changed = JobSpec.load(write_job(optimizer={"name": "sgd", "lr": 0.1}, train={"seed": 3}))
     with pytest.raises(WorkloadError, match=r"the job now differs in optimizer, train\.seed"):
@@ -101,7 +101,7 @@ def test_a_plan_is_kept_only_by_the_job_that_it_was_made_for(write_job: Any, tmp
     job = JobSpec.load(write_job())
     folder = RunFolder.create(tmp_path, job.name)
     assert not folder.was_planned_as(job)
-    folder.write_record(job, {}, status="stopped")
+    folder.write_record(job, {}, running=job, status="stopped")
     earlier = RunFolder.reopen(folder.path, job)
     assert earlier.was_planned_as(job.with_changes({"validate_every": 7}))
     for change in ({"budget": "37%"}, {"planning": "blocks"}, {"threads_per_worker": 2}):
@@ -113,7 +113,7 @@ def test_a_plan_is_kept_only_by_the_job_that_it_was_made_for(write_job: Any, tmp
 def test_the_record_names_versions_seed_and_machine(write_job: Any, tmp_path: Path):
     job = JobSpec.load(write_job())
     folder = RunFolder.create(tmp_path, job.name)
-    folder.write_record(job, {"budget": "none"}, status="running")
+    folder.write_record(job, {"budget": "none"}, running=job, status="running")
     record = json.loads(folder.record.read_text())
     assert record["configuration"] == job.to_data()
     # The distribution's version may lack the build's suffix ("+cu132") that the module's has.
@@ -155,3 +155,18 @@ def test_a_step_is_described_with_measured_beside_predicted():
     }
     text = "loss 1.0000  12 samples/s  peak 3.00 MiB (predicted 4.00 MiB)  noise scale 61 [40, inf]?"
     assert describe_step(event) == text
+
+
+def test_a_continued_run_keeps_its_batch_and_how_it_was_divided(write_job: Any, tmp_path: Path):
+    job = JobSpec.load(write_job(train={"workers": 4, "accumulation": 2}))
+    ran = job.with_changes({"workers": 2, "accumulation": 4})
+    folder = RunFolder.create(tmp_path / "runs", "tiny")
+    folder.write_record(job, {}, running=ran, status="stopped")
+    again = RunFolder.reopen(folder.path, job).continued(job)
+    assert (again.train.workers, again.train.accumulation, again.global_batch) == (2, 4, 32)
+    other = job.with_changes({"workers": 1})
+    again = RunFolder.reopen(folder.path, other).continued(other)
+    assert (again.train.workers, again.train.accumulation, again.global_batch) == (1, 8, 32)
+    three = job.with_changes({"workers": 3})
+    with pytest.raises(WorkloadError, match="which 3 workers cannot share in micro-batches of 4"):
+        RunFolder.reopen(folder.path, three).continued(three)

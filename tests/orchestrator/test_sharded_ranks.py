@@ -51,7 +51,7 @@ RANGER_LARS = {"name": "ranger_lars", "lr": 0.01, "weight_decay": 0.01}
 class Quiet(Recorder):
     """Checkpoints are rank 0's alone."""
 
-    def checkpoint_saved(self, path: Path | None, *, step: int) -> None:
+    def checkpoint_saved(self, place: Path | None, *, step: int) -> None:
         pass
 
 

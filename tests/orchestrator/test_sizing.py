@@ -186,7 +186,12 @@ def test_batch_norm_over_few_samples_is_refused_with_what_to_do(batch_norm: str 
     small = [one for one in found if one.shape.micro_batch < 32 and one.shape.sharding == "ddp"]
     assert small
     if batch_norm is None:
-        assert all("group_norm" in one.refused and "sync" in one.refused for one in small)
+        # One worker takes all 64 samples at once.
+        sentence = (
+            "needs micro-batches of at least 32 samples, and the largest possible has 64: give each rank more"
+        )
+        assert all(sentence in one.refused and "or fewer workers" in one.refused for one in small)
+        assert all("group_norm" in one.refused and "to sync" in one.refused for one in small)
         assert any(not one.refused for one in found if one.shape.micro_batch >= 32)
     else:
         assert not any(one.refused for one in small)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from orchestrator.checkpoint import CheckpointStore, load_state
 from orchestrator.job import JobSpec
 from orchestrator.metrics import Event
 from orchestrator.planning import plan_job
-from orchestrator.worker import Assignment, Outcome, RankError, train_rank
+from orchestrator.rank_errors import RankError
+from orchestrator.worker import Assignment, Outcome, train_rank
 from planner.inputs.strict import WorkloadError
 
 
@@ -31,9 +33,9 @@ class Recorder:
     def stop_requested(self) -> bool:
         return self._stop_after is not None and len(self.of("step")) + 1 >= self._stop_after
 
-    def checkpoint_saved(self, path: Path | None, *, step: int) -> None:
-        assert path is not None
-        assert path.is_dir()
+    def checkpoint_saved(self, place: Path | None, *, step: int) -> None:
+        assert place is not None
+        assert place.is_dir()
 
     def of(self, kind: str) -> list[Event]:
         return [event for event in self.events if event["event"] == kind]
@@ -214,6 +216,38 @@ def test_validations_and_checkpoints_come_when_asked_for(train: Train):
     validations = recorder.of("validation")
     assert outcome.validation_before == validations[0]["loss"]
     assert (outcome.validation_after, outcome.validated_step) == (validations[-1]["loss"], 9)
+
+
+def test_the_checkpoint_of_the_least_validation_loss_stays_beside_the_newest(train: Train):
+    settings = {"steps": 8, "validate_every": 2, "checkpoint_every": 1, "keep_checkpoints": 1, "keep_best": 1}
+    # With such a rate every step makes it worse.
+    _, recorder, folder = train(train=settings, optimizer={"name": "sgd", "lr": 30.0})
+    losses = {event["step"]: event["loss"] for event in recorder.of("validation") if event["step"]}
+    assert min(losses, key=losses.__getitem__) == 2
+    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert names == ["step-00000002", "step-00000008"]
+
+
+def test_a_checkpoint_that_finds_the_disk_full_costs_no_bit_of_the_run(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+):
+    _, free, _ = train("free", train={"checkpoint_every": 3})
+    save = CheckpointStore.save
+
+    def full_at_step_3(store: CheckpointStore, state: Any, *, step: int, validation_loss: Any) -> Path:
+        if step == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(store, state, step=step, validation_loss=validation_loss)
+
+    monkeypatch.setattr(CheckpointStore, "save", full_at_step_3)
+    # The recorder knows a checkpoint by its folder, and step 3 has none.
+    monkeypatch.setattr(Recorder, "checkpoint_saved", lambda *_, **__: None)
+    _, full, folder = train("full", train={"checkpoint_every": 3})
+    assert [event["step"] for event in full.of("checkpoint")] == [6, 9]
+    (warning,) = full.of("warning")
+    assert "the checkpoint of step 3 could not be written (No space left on device)" in warning["message"]
+    assert full.losses == free.losses
+    assert differences(final_state(folder), final_state(folder.parent / "free")) == []
 
 
 def test_the_gradient_norm_is_reported_where_it_is_clipped(train: Train):

@@ -240,3 +240,38 @@ def test_a_plan_of_blocks_is_read_back_and_nothing_else_is(tmp_path: Any):
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(PlanMismatchError, match="no plan of blocks"):
         BlockwisePlan.load(tmp_path / "other.json")
+
+
+class Scaled(nn.Module):
+    """A block with plain attributes that its printed form does not tell: one is computed with, one is not."""
+
+    def __init__(self, *, layer: int, factor: float) -> None:
+        super().__init__()
+        self.inner, self.layer, self.factor = nn.Linear(8, 8), layer, factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.factor * torch.tanh(self.inner(x))
+
+
+class Stack(nn.Module):
+    """Blocks of the factors that are given, behind a layer, so that a gradient comes into all of them."""
+
+    def __init__(self, *factors: float) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.blocks = nn.ModuleList(Scaled(layer=at, factor=factor) for at, factor in enumerate(factors))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        for block in self.blocks:
+            x = block(x)
+        return x.sum()
+
+
+def test_blocks_that_compute_with_another_attribute_are_of_another_kind():
+    names = tuple(f"blocks.{at}" for at in range(4))
+    x = torch.zeros(2, 8)
+    pieces = pieces_of(Stack(1.0, 0.5, 1.0, 0.5), x, blocks=names)
+    assert [block.names for block in pieces.blocks] == [names[0::2], names[1::2]]
+    # The number of a layer changes no operation.
+    assert [block.names for block in pieces_of(Stack(1.0, 1.0, 1.0, 1.0), x, blocks=names).blocks] == [names]

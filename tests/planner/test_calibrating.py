@@ -205,6 +205,7 @@ def test_measurements_of_another_device_need_its_name(tmp_path: Path):
     [
         (["--device", "tpu"], "--device must be one of"),
         (["--device", "cuda", "--processes", "2"], "--processes 2 is for the CPU"),
+        (["--processes", "256"], "--processes 256 would share"),
         (["--hardware", "h1000"], "no hardware is named"),
         (["--micro-batches", "4,8"], "--micro-batches goes with a JOB"),
         (["nowhere.yaml"], "nowhere.yaml"),

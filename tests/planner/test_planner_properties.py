@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from planner.costed import CostedGraph
@@ -72,6 +72,7 @@ def test_auto_equals_the_exhaustive_optimum(seed: int, share: float, num_nodes: 
 
 @settings(PROFILE, max_examples=150)
 @given(SEEDS, SHARES, st.integers(2, 9))
+@example(1500, 0.9, 8)  # HiGHS 1.16 reports an optimum of 0 where it is the start
 def test_staged_equals_the_exhaustive_optimum_of_its_kind(seed: int, share: float, num_nodes: int):
     costed = graph_of(seed, num_nodes)
     asked = problem(costed, max(1, int(share * peak_bytes(costed))))

@@ -54,6 +54,12 @@ def has_no_data(weight: Tensor) -> bool:
     )
 
 
+def _has_own_operations(weight: Any) -> bool:
+    """True for a subclass that carries out operations itself: there may be no memory behind it."""
+    plain: Any = Tensor
+    return type(weight).__torch_dispatch__ is not plain.__torch_dispatch__
+
+
 def is_sharded(weight: Tensor) -> bool:
     """True for a DTensor; its class is not imported where there are none."""
     return type(weight) not in _PLAIN and type(weight).__name__ == "DTensor"
@@ -80,8 +86,9 @@ def make_item(
         centralized: take from each row (dim 0) of the gradient its mean.
 
     Returns:
-        None for numbers other than float32 and float64; for tensors with gaps, or of other strides than their
-        gradient's; for partial sums; for centralized gradients that are not laid out row by row.
+        None for numbers other than float32 and float64; for tensors with gaps, or of other shape, strides or device
+        than their gradient or state; for partial sums; for centralized gradients that are not laid out row by row;
+        for classes that carry out operations their own way.
     """
     groups: tuple[dist.ProcessGroup, ...] = ()
     if isinstance(rule, AdamRule):
@@ -94,20 +101,26 @@ def make_item(
             if found is None:
                 return None
             groups = found
+        elif not has_no_data(weight) and _has_own_operations(weight):
+            return None
         weight, gradient = local_part(weight), local_part(gradient)
         first, second, slow = (None if t is None else local_part(t) for t in (first, second, slow))
     dtype = weight.dtype
     if dtype is not torch.float32 and dtype is not torch.float64:
         return None
+    shape, device, strides = weight.shape, weight.device, weight.stride()
     is_by_rows = weight.is_contiguous()
     if not is_by_rows and (centralized or not _is_dense(weight)):
         return None
     for other in (gradient, first, second, slow):
         if other is None:
             continue
-        is_alike = other.is_contiguous() if is_by_rows else other.stride() == weight.stride()
-        if not is_alike or other.dtype is not dtype:
+        is_alike = other.is_contiguous() if is_by_rows else other.stride() == strides
+        # A state of another shape, or a pointer to nothing, would be read past its end.
+        if not is_alike or other.dtype is not dtype or other.shape != shape or other.device != device:
             return None
+    if gradient.is_neg():
+        return None
     row = math.prod(weight.shape[1:]) if centralized and weight.ndim > 1 else 0
     return Item(weight, gradient, first, second, slow, row, rule, groups)
 

@@ -68,6 +68,8 @@ def test_the_probe_says_the_noise_scale_a_verdict_a_batch_a_rate_and_what_is_nex
     assert result.exit_code == 0, result.output
     heads = [line.split("  ")[0] for line in result.stdout.splitlines()]
     assert heads == ["noise scale", "verdict", "recommended", "next", "next", "results"]
+    # The loss of now is no target: it is reached in a few steps, at any batch.
+    assert "--sweep --target-loss LOSS: one the job reaches, far below" in result.stdout
     answer = json.loads(batch_size(job, "--time-limit", "20s", "--json").stdout)
     noise, recommended = answer["noise_scale"], answer["recommended"]
     assert noise["low"] < noise["value"] < noise["high"]

@@ -57,6 +57,15 @@ def test_exact_runs_give_the_curve_back():
     assert (fit.steps(7) / fit.s_min - 1) * (fit.examples(7) / fit.e_min - 1) == pytest.approx(1)
 
 
+def test_a_target_within_a_few_steps_says_nothing_reliable():
+    # The smallest rounding there is, to whole steps, decides all of these: S_min could be anything around 1.
+    steps = {1: 3, 2: 2, 4: 1, 8: 1, 16: 1, 32: 1, 64: 1, 128: 1, 256: 1}
+    fit = fit_critical_batch([RunSteps(batch, count) for batch, count in steps.items()])
+    assert fit.b_crit_interval[1] < 4 * fit.b_crit_interval[0]
+    assert not fit.reliable
+    assert "too few to compare in whole ones: lower the target loss" in fit.reason
+
+
 def test_the_published_runs_give_the_published_critical_batch():
     fit = fit_critical_batch([RunSteps(batch, steps) for batch, steps in MNIST.items()])
     assert fit.b_crit == pytest.approx(98.9, rel=0.02)

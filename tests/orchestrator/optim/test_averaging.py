@@ -62,3 +62,9 @@ def test_a_bad_average_is_refused(options):
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
     with pytest.raises(ValueError, match="got"):
         keep_average(optimizer, **{"kind": "swa", "start_step": 0, **options})
+
+
+def test_weights_whose_average_has_not_started_stay_as_they_are():
+    weight, optimizer = weights_1_to_6("swa", 6)
+    with averaged_weights(optimizer):
+        assert weight.item() == 6.0

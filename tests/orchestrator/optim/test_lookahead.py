@@ -9,7 +9,7 @@ import torch
 from small_training import assert_same_parameters, lookahead_sgd, small_model, train
 from torch import nn
 
-from orchestrator.optim import LARS, Lookahead, Ranger, RangerLARS, slow_weights
+from orchestrator.optim import LAMB, LARS, Lookahead, Ranger, RangerLARS, slow_weights
 
 WITH_SLOW_WEIGHTS = pytest.mark.parametrize(
     "make", [Ranger, RangerLARS, lookahead_sgd], ids=lambda make: make.__name__
@@ -134,3 +134,20 @@ def test_an_unknown_implementation_of_lookahead_is_refused():
         ValueError, match="implementation must be one of auto, reference, foreach, got 'fused'"
     ):
         Lookahead(torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1), implementation="fused")  # pyright: ignore
+
+
+@pytest.mark.parametrize("inner", [torch.optim.AdamW, torch.optim.SGD, LAMB], ids=lambda kind: kind.__name__)
+def test_a_half_precision_model_goes_on_from_the_checkpoint_of_a_full_one(inner):
+    def stepped(dtype: torch.dtype, state_dict: dict[str, Any] | None, settings: dict[str, Any]) -> Any:
+        weight = nn.Parameter(torch.ones(3, 4, dtype=dtype))
+        optimizer = Lookahead(inner([weight], lr=0.01, **settings))
+        if state_dict is not None:
+            optimizer.load_state_dict(state_dict)
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+        return optimizer, optimizer.state[weight]
+
+    settings = {"momentum": 0.9} if inner is torch.optim.SGD else {}
+    full, _ = stepped(torch.float32, None, settings)
+    _, state = stepped(torch.bfloat16, full.state_dict(), settings)
+    assert state["slow"].dtype == torch.float32

@@ -132,3 +132,22 @@ def test_weights_that_are_views_with_gaps_move_and_leave_what_is_between(impleme
     optimizer.step()
     assert (whole[:, ::2] < 1).all()
     assert (whole[:, 1::2] == 1).all()
+
+
+@IMPLEMENTATIONS
+def test_a_rate_of_shape_one_and_a_parameter_without_memory_of_its_own_step_as_others_do(implementation):
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    ends = []
+    for lr, wrap in ((0.1, False), (torch.tensor([0.1]), False), (0.1, True)):
+        weights = [
+            nn.Parameter(TwoTensor(torch.ones(4, 3), torch.ones(4, 3)) if wrap else torch.ones(4, 3))
+            for _ in range(2)
+        ]
+        optimizer = LAMB(weights, lr=lr, weight_decay=0.1, implementation=implementation)
+        for weight in weights:
+            weight.grad = torch.ones_like(weight)
+        optimizer.step()
+        ends.append(weights[1].a if wrap else weights[1].detach())
+    for end in ends[1:]:
+        torch.testing.assert_close(end.detach(), ends[0], rtol=1e-6, atol=0)

@@ -79,3 +79,31 @@ def test_a_group_with_a_bad_hyperparameter_is_refused_and_not_added():
     with pytest.raises(ValueError, match="eps"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "eps": -1.0})
     assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (LARS, {"lr": True}, r"lr must be a number in \[0, inf\), got True"),
+        (LARS, {"nesterov": "no"}, "nesterov must be True or False, got 'no'"),
+        (LAMB, {"layer_adaptation": "no"}, "layer_adaptation must be True or False, got 'no'"),
+        (LAMB, {"lr": torch.tensor(1)}, "floating-point tensor of one element, got one of torch.int64"),
+        (Ranger, {"gradient_centralization": None}, "must be True or False, got None"),
+        (RangerLARS, {"slow_step_size": True}, r"slow_step_size must be a number in \(0, 1\], got True"),
+    ],
+)
+def test_a_setting_of_another_type_is_refused(make, options, message):
+    with pytest.raises(ValueError, match=message):
+        make([nn.Parameter(torch.ones(2))], **options)
+
+
+@pytest.mark.parametrize("params", [[{"params": []}], [{"lr": 0.1}], nn.Linear(2, 2), "weights", None])
+def test_what_holds_no_parameters_is_refused_in_a_sentence(params):
+    with pytest.raises(ValueError, match="got"):
+        LAMB(params)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", None, torch.optim.SGD])
+def test_lookahead_around_something_else_is_refused(optimizer):
+    with pytest.raises(ValueError, match="optimizer must be a torch optimizer, got"):
+        Lookahead(optimizer)

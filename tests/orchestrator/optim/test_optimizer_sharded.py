@@ -78,6 +78,23 @@ def trained_with_checkpoints(folder, *, stop, save, load, end):
     return ends
 
 
+def steps_skipped(folder):
+    """Counts after steps in which one element of the gradient, in the shard of one rank, was not finite."""
+    model = sharded(model_of_uneven_shards())
+    optimizer = MAKERS["ranger_lars"](model.parameters(), nonfinite="skip")
+    counts = []
+    for rank in range(dist.get_world_size()):
+        for value in (float("nan"), float("inf")):
+            for weight in model.parameters():
+                weight.grad = torch.ones_like(weight)
+            gradient: Any = model[3].weight.grad
+            if dist.get_rank() == rank and gradient.to_local().numel():
+                gradient.to_local()[0, 0] = value
+            optimizer.step()
+            counts.append(optimizer.skipped_steps)
+    return counts
+
+
 def on_two_ranks(folder):
     """The differences; the run that saves a checkpoint at step 7 and goes on; the one that resumes from it."""
     return [
@@ -88,10 +105,11 @@ def on_two_ranks(folder):
 
 
 def on_four_ranks(folder):
-    """The differences; the run that resumes from the checkpoint of two ranks."""
+    """The differences; the run that resumes from the checkpoint of two ranks; counts of skipped steps."""
     return [
         largest_differences_to_unsharded(folder),
         trained_with_checkpoints(folder, stop=7, save=False, load=True, end=12),
+        steps_skipped(folder),
     ]
 
 
@@ -121,3 +139,9 @@ def test_a_distributed_checkpoint_of_step_7_resumes_bit_exactly(runs, name):
 def test_a_distributed_checkpoint_resumes_on_another_number_of_ranks(runs, name):
     for a, b in zip(runs[4][0][1][name], runs[2][0][1][name]):
         torch.testing.assert_close(torch.tensor(a), torch.tensor(b), rtol=0, atol=1e-7)
+
+
+def test_a_nan_in_the_shard_of_one_rank_skips_the_step_on_all(runs):
+    # 7 rows on 4 ranks are 2, 2, 2 and 1: a NaN and an infinity on each
+    for answer in runs[4]:
+        assert answer[2] == [1, 2, 3, 4, 5, 6, 7, 8]
