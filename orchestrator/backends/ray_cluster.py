@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +13,7 @@ from typing import Any
 
 from orchestrator.backends.attempt import Attempts
 from orchestrator.backends.protocol import Replan, RunFailedError
-from orchestrator.backends.ray_connection import connected, folder_on_workers
+from orchestrator.backends.ray_connection import connected, folder_on_workers, use_environment
 from orchestrator.backends.ray_mailbox import (
     GroupEnded,
     Mailbox,
@@ -64,6 +63,7 @@ def run(
         RunFailedError: the cluster cannot be reached, or training failed more often than the job allows.
     """
     with connected(address, job) as ray:
+        from ray.train import ScalingConfig
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         assignment = replace(assignment, folder=folder_on_workers(job, address))
@@ -76,30 +76,35 @@ def run(
             on_event({"event": "note", "step": 0, "message": f"Ray dashboard {dashboard}"})
         # Where this process is: the loss of another node must not take the events along.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        mailbox = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote(assignment)
+        beside = {"num_cpus": 0, "scheduling_strategy": here}
+        mailbox = ray.remote(Mailbox).options(**beside).remote(assignment)
         attempts = Attempts(assignment, job, on_event, stop, replan)
-        fit = _Fit(assignment, job, mailbox)
+        look = functools.partial(check_room_is_left, ray, job, address=address)
+        run_dir = Path(assignment.run_dir).absolute()
+        _remove_ray_files(run_dir)
+        # Not a thread of this process: one that still waits for Ray when we leave it would end the process.
+        task = ray.remote(_fit).options(**beside, max_retries=0)
+        fit = task.remote(job, str(run_dir), _number_of_workers(ray.__version__, ScalingConfig, job), mailbox)
         try:
             with stop:
-                look = functools.partial(check_room_is_left, ray, job, address=address)
                 return _follow(fit, mailbox, attempts, look=look)
         finally:
-            for name in _RAY_FILES:
-                Path(assignment.run_dir, name).unlink(missing_ok=True)
+            ray.cancel(fit, force=True)
+            _remove_ray_files(run_dir)
 
 
-def _follow(fit: _Fit, mailbox: Any, attempts: Attempts, *, look: Callable[[], None]) -> Outcome:
+def _follow(fit: Any, mailbox: Any, attempts: Attempts, *, look: Callable[[], None]) -> Outcome:
     """Pass events on until training has ended; each attempt is Ray's, once it is decided on.
 
     Args:
-        fit: the training.
+        fit: the task that ends with the training.
         mailbox: where the ranks leave events.
         attempts: told of each.
         look: raises where the cluster can no longer run it; called when nothing was heard for a while.
     """
     import ray
+    from ray.exceptions import RayError
 
-    fit.thread.start()
     outcome: Outcome | None = None
     errors: dict[int, RankError] = {}
     asked = False
@@ -108,7 +113,7 @@ def _follow(fit: _Fit, mailbox: Any, attempts: Attempts, *, look: Callable[[], N
         if attempts.stop.requested and not asked:
             mailbox.stop.remote()
             asked = True
-        has_ended = not fit.thread.is_alive()
+        has_ended = bool(ray.wait([fit], timeout=0)[0])
         letters = ray.get(mailbox.take.remote())
         if letters:
             heard_s = time.monotonic()
@@ -131,58 +136,52 @@ def _follow(fit: _Fit, mailbox: Any, attempts: Attempts, *, look: Callable[[], N
             else:
                 attempts.take(letter)
         if has_ended:
-            if fit.error is not None:
-                raise RunFailedError(
-                    f"training failed on the Ray workers: {_first_line(fit.error)}"
-                ) from fit.error
+            try:
+                ray.get(fit)
+            except RayError as error:
+                cause = getattr(error, "cause", error)  # a RayTaskError's own text is the whole traceback
+                raise RunFailedError(f"training failed on the Ray workers: {_first_line(cause)}") from error
             assert outcome is not None  # rank 0 leaves it before it returns
             return outcome
         time.sleep(_POLL_S)
 
 
-class _Fit:
-    """Ray Train's blocking `fit` in a thread, so that Ctrl-C stays ours."""
+def _fit(job: JobSpec, run_dir: str, number_of_workers: dict[str, Any], mailbox: Any) -> None:
+    """Ray Train's blocking `fit`, as a task.
 
-    def __init__(self, assignment: Assignment, job: JobSpec, mailbox: Any) -> None:
-        self.error: Exception | None = None
-        self._trainer = _make_trainer(assignment, job, mailbox)
-        self.thread = threading.Thread(target=self._run, daemon=True, name="ray-train-fit")
-
-    def _run(self) -> None:
-        from ray.exceptions import RayError
-        from ray.train import TrainingFailedError
-
-        try:
-            self._trainer.fit()
-        except (TrainingFailedError, RayError, RuntimeError) as error:
-            self.error = error
-
-
-def _make_trainer(assignment: Assignment, job: JobSpec, mailbox: Any) -> Any:
+    Args:
+        job: what to do.
+        run_dir: the run's folder, absolute.
+        number_of_workers: as Ray Train takes it.
+        mailbox: of the ranks and the driver.
+    """
+    use_environment()
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    run_dir = Path(assignment.run_dir)
-    for name in _RAY_FILES:
-        (run_dir / name).unlink(missing_ok=True)
     train = job.train
-    return TorchTrainer(
+    TorchTrainer(
         _rank,
         train_loop_config={"mailbox": mailbox},
         torch_config=TorchConfig(timeout_s=math.ceil(train.collective_timeout_s)),
         scaling_config=ScalingConfig(
-            **_number_of_workers(ray.__version__, ScalingConfig, job),
+            **number_of_workers,
             use_gpu=train.device == "cuda",
             resources_per_worker=resources_per_worker(job),
         ),
         run_config=RunConfig(
-            name=run_dir.name,
-            storage_path=str(run_dir.parent),
+            name=Path(run_dir).name,
+            storage_path=str(Path(run_dir).parent),
             failure_config=FailureConfig(max_failures=train.max_failures),
             callbacks=[group_watch(ray, mailbox)],
         ),
-    )
+    ).fit()
+
+
+def _remove_ray_files(run_dir: Path) -> None:
+    for name in _RAY_FILES:
+        (run_dir / name).unlink(missing_ok=True)
 
 
 def _number_of_workers(version: str, scaling_config: Any, job: JobSpec) -> dict[str, Any]:

@@ -32,6 +32,12 @@ _RAY_ENVIRONMENT = {
 _QUIET = {"KINETO_LOG_LEVEL": "99", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 
 
+def use_environment() -> None:
+    """Set what Ray reads from the environment of this process, unless the user has."""
+    for name, value in _RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
 @contextlib.contextmanager
 def connected(address: str | None, job: JobSpec) -> Iterator[Any]:
     """Connect to a cluster, or start one on this machine; leave it, or end it, at the end; gives `ray`.
@@ -41,8 +47,7 @@ def connected(address: str | None, job: JobSpec) -> Iterator[Any]:
     Raises:
         RunFailedError: the cluster cannot be reached, or does not let this process join.
     """
-    for name, value in _RAY_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    use_environment()
     if address is not None:
         use_token(to_join=True)
     try:
@@ -73,6 +78,7 @@ def connected(address: str | None, job: JobSpec) -> Iterator[Any]:
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE_BYTES,
             "_node_ip_address": "127.0.0.1",
+            "address": "local",  # even where a cluster of somebody else runs on this machine
         }
     else:
         arguments["address"] = address

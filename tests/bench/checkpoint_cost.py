@@ -10,7 +10,6 @@ so that the machine is the same for both. A window is compared with the mean of 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -22,7 +21,7 @@ from orchestrator.metrics import Event
 from orchestrator.planning import plan_job
 from orchestrator.stopping import StopSignal
 from orchestrator.worker import Assignment
-from tests.bench.machine import machine
+from tests.bench.machine import machine, show
 
 WINDOW = 50
 QUICKSTART = Path(__file__).resolve().parents[2] / "deploy" / "jobs" / "quickstart.yaml"
@@ -71,9 +70,7 @@ def main() -> None:
         "shares": [ratio - 1 for ratio in ratios],
         "step_s": statistics.median(windows_s) / WINDOW,
     }
-    print(json.dumps(result, indent=1))
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    show(result, arguments.out)
 
 
 if __name__ == "__main__":

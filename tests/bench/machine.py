@@ -1,9 +1,11 @@
-"""Where a benchmark ran and with which versions, and where its inputs lie."""
+"""Where a benchmark ran and with which versions, where its inputs lie, and where its numbers go."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -24,3 +26,11 @@ def machine(*packages: str) -> dict[str, object]:
         "python": platform.python_version(),
         "versions": versions,
     }
+
+
+def show(result: Mapping[str, object], out: Path | None) -> None:
+    """Print what was measured, and keep the same in a file where one is named."""
+    text = json.dumps(result, indent=2)
+    if out is not None:
+        out.write_text(text + "\n", encoding="utf-8")
+    print(text)

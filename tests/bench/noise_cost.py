@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -44,7 +43,7 @@ from orchestrator.optim.param_groups import parameter_groups
 from orchestrator.sharding import data_parallel, without_reduction
 from orchestrator.train_spec import TrainSpec
 from planner.step import StepModule
-from tests.bench.machine import machine
+from tests.bench.machine import machine, show
 from tests.ranks import on_ranks
 
 SHORT = [1, 16]
@@ -252,10 +251,7 @@ def main() -> None:
         if {"micro-batches", BETWEEN} <= full.keys():
             full["in train"] = in_train(full["micro-batches"], full[BETWEEN])
         result[f"accumulation {accumulation}"] = full
-    text = json.dumps(result, indent=2)
-    if options.out is not None:
-        options.out.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    show(result, options.out)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ Reference: McCandlish et al., 2018, arXiv 1812.06162, appendix C.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from orchestrator.batch_size.micro_batch_noise import MicroBatchNoise
 from orchestrator.batch_size.noise_scale import NoiseScaleEstimator
 from orchestrator.batch_size.per_example import per_example
 from planner.step import StepModule
-from tests.bench.machine import machine
+from tests.bench.machine import machine, show
 
 BATCH = 16
 SMALL, MICRO_BATCHES = 256, 8
@@ -154,10 +153,7 @@ def main() -> None:
         else None,
         "expected_ratio": 16,
     }
-    text = json.dumps(result, indent=2)
-    if options.out is not None:
-        options.out.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    show(result, options.out)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,12 @@ the share of nominal 95 % intervals from 40 steps that hold the truth.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tests.bench.machine import machine
+from tests.bench.machine import machine, show
 from tests.orchestrator.batch_size.analytic import (
     LinearRegressions,
     Quadratics,
@@ -81,10 +80,7 @@ def main() -> None:
         name = f"{micro} micro-batches on each of {world_size} gloo ranks, linear regression"
         found[name] = judged(norms["combined"], small // micro, BIG)
     result = {"machine": machine("torch"), "steps": STEPS, "copies": copies, "estimators": found}
-    text = json.dumps(result, indent=2)
-    if options.out is not None:
-        options.out.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    show(result, options.out)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from tests.bench.machine import machine
+from tests.bench.machine import machine, show
 
 MODEL = '''
 """A perceptron and samples that a linear map has labelled."""
@@ -187,10 +187,7 @@ def main() -> None:
         ),
         "warnings": [event["message"] for event in told if event["event"] in ("warning", "failure")],
     }
-    text = json.dumps(result, indent=2)
-    if options.out is not None:
-        options.out.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    show(result, options.out)
 
 
 if __name__ == "__main__":
