@@ -1,42 +1,30 @@
-"""Tests that start a Ray cluster take turns, however many processes run the suite."""
+"""How the suite is shared by processes: a file goes to one of them, and all that start Ray clusters to the same."""
 
 from __future__ import annotations
 
-import fcntl
-import os
-import tempfile
-from pathlib import Path
+from typing import Any
 
 import pytest
 
-# A cluster alone keeps two cores busy while it starts; three at once miss one another's deadlines.
-_TURN = Path(tempfile.gettempdir()) / f"lowtide-tests-ray-{os.getuid()}.lock"
+# A cluster keeps two cores busy while it starts; several at once miss one another's deadlines.
+_ON_RAY = "tests/orchestrator/on_ray/"
 
 
-class TurnTaking:
-    """Holds a lock between processes from the first test with Ray to the last of those in a row."""
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadFileScheduling
 
-    def __init__(self) -> None:
-        self._held: int | None = None
+    class OneCluster(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _ON_RAY if nodeid.startswith(_ON_RAY) else super()._split_scope(nodeid)
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        if self._held is None and _uses_ray(item):
-            self._held = os.open(_TURN, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._held, fcntl.LOCK_EX)
-
-    @pytest.hookimpl(trylast=True)
-    def pytest_runtest_teardown(self, nextitem: pytest.Item | None) -> None:
-        # Last, so that what the fixtures of a file have started is gone.
-        if self._held is not None and not (nextitem and _uses_ray(nextitem)):
-            fcntl.flock(self._held, fcntl.LOCK_UN)  # closing alone leaves it to forked children
-            os.close(self._held)
-            self._held = None
+    return OneCluster(config, log)
 
 
-def _uses_ray(item: pytest.Item) -> bool:
-    return item.get_closest_marker("ray") is not None
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(TurnTaking())
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        is_there = item.nodeid.startswith(_ON_RAY)
+        if is_there != (item.get_closest_marker("ray") is not None):
+            raise pytest.UsageError(
+                f"{item.nodeid}: tests marked `ray` belong in {_ON_RAY}, and no others do"
+            )

@@ -39,11 +39,11 @@ def sweep_report(
     lines = [*_table_lines(table), *_fit_lines(fit), *_region_lines(fit, cut), *_noise_lines(found, fit)]
     if recommended is not None:
         lines.append(recommended_line(recommended, why))
+    beyond = (
+        f"the best one is the last one tried at batch {', '.join(map(str, edges))}: add --rates beyond it"
+    )
     if edges:
-        named = ", ".join(map(str, edges))
-        lines.append(
-            f"rates                the best one is the last one tried at batch {named}: add --rates beyond it"
-        )
+        lines.append(f"rates                {beyond}")
     lines += disagreement_lines(disagree)
     payload = {
         "status": "reliable" if fit.reliable else "unreliable",
@@ -59,6 +59,8 @@ def sweep_report(
         "disagreements": disagree,
     }
     complaint = "" if fit.reliable else f"the critical batch is unreliable: {fit.reason}"
+    if complaint and edges:  # steps at a wrong rate say nothing of the batch
+        complaint += f"; but first mend the rates: {beyond}"
     return Said(int(not fit.reliable), payload, lines, complaint)
 
 

@@ -83,6 +83,7 @@ def calibration_lines(
         place: where the measurements were written.
     """
     head = ("kind", "operations", "of the time", "roofline off by", "fitted off by", "within 2x")
+    kinds = by_kind(measurements, roofline)
     rows = [
         (
             row.kind,
@@ -92,8 +93,9 @@ def calibration_lines(
             f"{row.after:.2f}x",
             f"{row.within_2x:.0%}",
         )
-        for row in by_kind(measurements, roofline)
+        for row in kinds
     ]
+    worse = [row.kind for row in kinds if row.after > row.before]
     setting = measurements.setting
     lines = [
         f"measured on {setting.device}, torch {setting.torch_version}, {setting.threads} threads in each of "
@@ -102,6 +104,11 @@ def calibration_lines(
         f"a call takes {measurements.overhead_s * 1e6:.0f} µs beyond its operation",
         "fitted: to all operations but the one that is priced, as those that were not measured are",
     ]
+    if worse:
+        lines.append(
+            f"fitted is further off than the roofline itself for {', '.join(worse)}: give `lowtide calibrate` "
+            "every job that is to be planned, so that its own operations are measured"
+        )
     if failed:
         lines.append(f"{len(failed)} operations do not run alone and are priced so, among them:")
         lines += [f"  {line[:90]}: {why[:90]}" for line, why in list(failed.items())[:3]]

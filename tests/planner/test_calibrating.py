@@ -13,8 +13,11 @@ import torch
 import torch.nn.functional as F
 from typer.testing import CliRunner
 
+from cost_models.hardware import load_hardware
 from cost_models.measured import Measured
-from cost_models.measurements import read_measurements
+from cost_models.measurements import MeasuredOperation, Measurements, read_measurements
+from cost_models.roofline import Roofline
+from cost_models.work import Work
 from orchestrator.cli import app
 from planner.calibrating.calibrate import Calibration
 from planner.calibrating.companions import companions
@@ -28,6 +31,7 @@ from planner.costed import priced
 from planner.pipeline import plan
 from planner.prepare import prepare
 from planner.pricing import cost_model_of
+from planner.report.calibration import calibration_lines
 from tests.models import BatchNormNet, TinyGPT, token_loss
 
 CPU = torch.device("cpu")
@@ -253,3 +257,29 @@ def test_a_lost_companion_is_told_and_is_no_operation_that_fails(captured: Captu
     with pytest.raises(ValueError, match="a process that measures beside this one has ended"):
         measure_with_a_lost_companion(measuring, operations_of([captured]))
     assert measuring.failed == {}
+
+
+def test_a_fit_that_is_worse_than_none_is_said():
+    roofline, demand = Roofline(load_hardware("a100-40gb")), Work(0.0, 1 << 24, 0, "float32", "elementwise")
+    took_s = roofline.time_s(demand)
+
+    def lines(*factors: float) -> list[str]:
+        operations = {
+            f"operation {number}": MeasuredOperation(
+                visits_s=(factor * took_s,),
+                flop=demand.flop,
+                read_bytes=demand.read_bytes,
+                written_bytes=demand.written_bytes,
+                dtype=demand.dtype,
+                kind=demand.kind,
+            )
+            for number, factor in enumerate(factors)
+        }
+        setting = setting_here(hardware="a100-40gb", device=CPU, threads=1, processes=1)
+        return calibration_lines(
+            Measurements(setting=setting, operations=operations), roofline, {}, place="x.json"
+        )
+
+    sentence = "fitted is further off than the roofline itself for elementwise, all: "
+    assert any(line.startswith(sentence) for line in lines(1.0, 10.0, 0.1))
+    assert not any("further off" in line for line in lines(3.0, 3.1, 2.9))

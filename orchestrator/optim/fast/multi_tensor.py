@@ -130,12 +130,17 @@ def _lars(items: Sequence[Item], rule: LarsRule) -> None:
 
 
 def _norms(items: Sequence[Item], left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    """The norms of two lists of tensors, (tensors, 2); over all ranks where they are sharded."""
-    norms = torch.stack([torch.stack(torch._foreach_norm(list(some))) for some in (left, right)], dim=1)
+    """The norms of two lists of tensors, (tensors, 2); over all ranks where they are sharded.
+
+    In double precision where the device has it: how a tensor is cut into shards then does not show in the ratio.
+    """
+    dtype = torch.float32 if left[0].device.type == "mps" else torch.float64
+    each = [torch.stack(torch._foreach_norm(list(some), 2, dtype)) for some in (left, right)]
+    norms = torch.stack(each, dim=1)
     if any(item.groups for item in items):
-        squares = norms.double().square()
+        squares = norms.square()
         reduce_squares(squares, items)
-        norms = squares.sqrt().to(norms.dtype)
+        norms = squares.sqrt()
     return norms
 
 

@@ -27,8 +27,8 @@ inline Vec load(const float* p, int count) {
 }
 inline void store(float* p, Vec x, int count) { std::memcpy(p, &x, count * sizeof(float)); }
 
-inline float sum(Vec x) {
-  float total = 0;
+inline double sum(Vec x) {
+  double total = 0;
   for (int i = 0; i < LANES; ++i) total += x[i];
   return total;
 }

@@ -247,6 +247,15 @@ def test_a_target_that_no_run_reaches_is_told_with_the_nearest_loss(job: Path):
     assert "Raise --target-loss or --max-steps" in sentence
 
 
+def test_batches_are_not_blamed_for_rates_that_end_too_soon(job: Path):
+    result = batch_size(
+        job, "--sweep", "--target-loss", "0.8", "--batches", "16,32,64", "--rates", "0.4", "--parallel", "1"
+    )
+    assert "add --rates beyond it" in result.stdout
+    assert result.exit_code == 1
+    assert "but first mend the rates: the best one is the last one tried at batch 16" in result.stderr
+
+
 def test_losses_that_are_not_finite_are_told(write_job: Any):
     job = sgd_job(write_job, rate=1e30)
     words = (
@@ -318,15 +327,3 @@ def test_tasks_run_in_processes_and_a_lost_process_is_told():
         pool.submit(-1)
         with pytest.raises(RunFailedError, match="was ended by SIGKILL"):
             pool.next_result()
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_ray_tasks_find_what_this_process_finds(job: Path):
-    pytest.importorskip("ray", reason="Ray is not installed")
-    words = ["--sweep", "--target-loss", "0.8", "--batches", "4,16,64", "--rates", "0.4", "--quiet", "--json"]
-    here = json.loads(batch_size(job, *words, "--parallel", "1", "--out", "here.json").stdout)
-    command = [*COMMAND, str(job), *words, "--backend", "ray", "--out", "ray.json"]
-    there = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert there.returncode in (0, 1), there.stderr
-    assert json.loads(there.stdout)["table"] == here["table"]
