@@ -21,12 +21,17 @@ _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # file targets are relative to the job's folder
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "2",  # a rank that hangs does not answer
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_enable_metrics_collection": "0",
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",  # the raylet's own complaints would be printed on stdout, among our results
+}
+# And these where it starts a cluster on this machine, whose processors the ranks need.
+_RAY_ENVIRONMENT_HERE = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # there is no other node
+    "RAY_task_events_report_interval_ms": "0",  # nor a dashboard that shows them
 }
 # Torch reads these when a worker imports it.
 _QUIET = {"KINETO_LOG_LEVEL": "99", "TORCH_CPP_LOG_LEVEL": "ERROR"}
@@ -72,6 +77,8 @@ def connected(address: str | None, job: JobSpec) -> Iterator[Any]:
         "runtime_env": {"env_vars": {**_QUIET, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}},
     }
     if address is None:
+        for name, value in _RAY_ENVIRONMENT_HERE.items():
+            os.environ.setdefault(name, value)
         cpus = max(os.cpu_count() or 1, job.train.workers)
         arguments |= {
             "num_cpus": cpus,
