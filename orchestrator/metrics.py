@@ -82,6 +82,10 @@ class Reporter(Protocol):
         ...
 
 
+# What the leading process has decided stays true, whatever steps are done again.
+_OF_DRIVER = ("failure", "resized")
+
+
 class MetricsLog:
     """The run's events as one JSON object a line, without the steps that a restart has done again.
 
@@ -113,7 +117,7 @@ class MetricsLog:
 
     def _forget_after(self, step: int) -> None:
         events = self.read()
-        kept = [e for e in events if e["event"] == "failure" or (step > 0 and e["step"] <= step)]
+        kept = [e for e in events if e["event"] in _OF_DRIVER or (step > 0 and e["step"] <= step)]
         if len(kept) == len(events):
             return
         partial = self._path.with_suffix(".partial")

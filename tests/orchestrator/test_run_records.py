@@ -42,6 +42,14 @@ def test_a_start_from_nothing_takes_back_everything(tmp_path: Path):
     assert log.read() == [{"event": "started", "step": 0}]
 
 
+def test_what_the_leading_process_has_decided_stays(tmp_path: Path):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    decided = [{"event": "failure", "step": 3}, {"event": "resized", "step": 3, "before": 2, "workers": 1}]
+    for event in (step(2), step(3), *decided, {"event": "started", "step": 2}):
+        log.append(event)
+    assert log.read() == [step(2), *decided, {"event": "started", "step": 2}]
+
+
 def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps(step(1)) + '\n{"event": "st')
