@@ -31,9 +31,7 @@ from orchestrator.ray_access import dashboard_of
 from orchestrator.stopping import StopSignal
 from orchestrator.worker import Assignment, Outcome, train_rank
 
-# The ranks need the processors, so the driver asks for letters seldom.
-_WAIT_S = 0.5
-_TOGETHER_S = 0.1
+_POLL_S = 0.25  # the ranks need the processors
 _GRACE_S = 1.0
 _SILENCE_S = 15.0
 # How often Ray looks whether it has room for more workers.
@@ -116,7 +114,7 @@ def _follow(fit: Any, mailbox: Any, attempts: Attempts, *, look: Callable[[], No
             mailbox.stop.remote()
             asked = True
         has_ended = bool(ray.wait([fit], timeout=0)[0])
-        letters = ray.get(mailbox.take.remote(0.0 if has_ended else _WAIT_S))
+        letters = ray.get(mailbox.take.remote())
         if letters:
             heard_s = time.monotonic()
         elif time.monotonic() - heard_s > _SILENCE_S:
@@ -145,8 +143,7 @@ def _follow(fit: Any, mailbox: Any, attempts: Attempts, *, look: Callable[[], No
                 raise RunFailedError(f"training failed on the Ray workers: {_first_line(cause)}") from error
             assert outcome is not None  # rank 0 leaves it before it returns
             return outcome
-        if letters:  # more that come soon are then taken together
-            time.sleep(_TOGETHER_S)
+        time.sleep(_POLL_S)
 
 
 def _fit(job: JobSpec, run_dir: str, number_of_workers: dict[str, Any], mailbox: Any) -> None:

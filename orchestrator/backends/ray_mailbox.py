@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,12 +53,11 @@ class SizeWanted:
 class Mailbox:
     """Holds letters for the driver, its request to stop, and the assignment of the next attempt.
 
-    With a method that waits, Ray runs all of them in one thread, one after another up to where they wait.
+    Its methods do not wait: an actor with one that does may take letters out of their order.
     """
 
     def __init__(self, assignment: Assignment) -> None:
         self._letters: list[Any] = []
-        self._has_letters = asyncio.Event()
         self._stop = False
         self._assignment: Assignment | None = assignment
         self._is_wanted = False
@@ -68,23 +65,16 @@ class Mailbox:
 
     def put(self, letter: Any) -> None:
         """Leave a letter for the driver; that a group has ended withdraws the assignment until it has decided."""
-        self._leave(letter)
+        self._letters.append(letter)
         if isinstance(letter, GroupEnded):
             self._assignment = None
         elif isinstance(letter, dict):
             self._gauges.show(letter)
 
-    async def take(self, wait_s: float) -> list[Any]:
-        """All letters since the last call; where there are none, waits so long for one."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._has_letters.wait(), wait_s)
-        self._has_letters.clear()
+    def take(self) -> list[Any]:
+        """All letters since the last call."""
         letters, self._letters = self._letters, []
         return letters
-
-    def _leave(self, letter: Any) -> None:
-        self._letters.append(letter)
-        self._has_letters.set()
 
     def assign(self, assignment: Assignment) -> None:
         """What the next attempt is to do."""
@@ -97,7 +87,7 @@ class Mailbox:
             return assignment
         if not self._is_wanted:
             self._is_wanted = True
-            self._leave(SizeWanted(workers))
+            self._letters.append(SizeWanted(workers))
         return None
 
     def stop(self) -> None:

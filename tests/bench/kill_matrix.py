@@ -230,7 +230,6 @@ def run_case(case: Case, folder: Path, draw: random.Random, reference: dict[str,
     case.statuses.append(commands[0].end())
     (run_dir,) = (folder / "runs").iterdir()
     while case.statuses[-1] != 0 and len(commands) < 4:
-        (folder / "happened").unlink(missing_ok=True) if case.failure == "full_disk" else None
         if case.failure in BOUND and len(commands) == 1:
             damage(case, run_dir, draw)
         commands.append(Command(job, case, run_dir))

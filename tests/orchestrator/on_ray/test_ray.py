@@ -119,8 +119,6 @@ def test_a_submitted_job_trains_and_its_status_is_the_commands(write_job: Any, t
 
     # Only a rank reads the data, so only a rank can see that it cannot be used; that ends the job without retries.
     bad = lowtide("submit", str(write_job(train={"backend": "ray", "data": "tiny.py:net"})))
-    if "core worker has already been shutdown" in bad.stdout + bad.stderr:
-        pytest.skip("Ray's own process crashed while it ended: the job's exit status is Ray's, not ours")
     assert bad.returncode == 2, bad.stdout + bad.stderr
     assert "rank 0: train.data: target 'tiny.py:net' must return the pair" in bad.stderr
     assert "Traceback" not in bad.stderr
