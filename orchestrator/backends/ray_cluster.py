@@ -139,7 +139,9 @@ def _follow(fit: Any, mailbox: Any, attempts: Attempts, *, look: Callable[[], No
             try:
                 ray.get(fit)
             except RayError as error:
-                cause = getattr(error, "cause", error)  # a RayTaskError's own text is the whole traceback
+                cause = (
+                    getattr(error, "cause", None) or error
+                )  # a RayTaskError's own text is the whole traceback
                 raise RunFailedError(f"training failed on the Ray workers: {_first_line(cause)}") from error
             assert outcome is not None  # rank 0 leaves it before it returns
             return outcome

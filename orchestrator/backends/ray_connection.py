@@ -28,11 +28,6 @@ _RAY_ENVIRONMENT = {
     "RAY_enable_metrics_collection": "0",
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",  # the raylet's own complaints would be printed on stdout, among our results
 }
-# And these where it starts a cluster on this machine, whose processors the ranks need.
-_RAY_ENVIRONMENT_HERE = {
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # there is no other node
-    "RAY_task_events_report_interval_ms": "0",  # nor a dashboard that shows them
-}
 # Torch reads these when a worker imports it.
 _QUIET = {"KINETO_LOG_LEVEL": "99", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 
@@ -77,8 +72,7 @@ def connected(address: str | None, job: JobSpec) -> Iterator[Any]:
         "runtime_env": {"env_vars": {**_QUIET, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}},
     }
     if address is None:
-        for name, value in _RAY_ENVIRONMENT_HERE.items():
-            os.environ.setdefault(name, value)
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # there is no other node
         cpus = max(os.cpu_count() or 1, job.train.workers)
         arguments |= {
             "num_cpus": cpus,

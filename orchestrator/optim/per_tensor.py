@@ -261,7 +261,7 @@ def _chosen(implementation: Implementation, device: torch.device) -> str:
         return "reference"
     if implementation == "foreach" or (implementation == "auto" and device.type not in ("cpu", "meta")):
         return "foreach"
-    return "fused" if kernel().library is not None else "reference"
+    return "fused" if kernel().functions is not None else "reference"
 
 
 def _with_scalar_rate(group: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, library
 from torch.utils import _pytree as pytree
 
 # On a call that draws random numbers: the call before it that saves the state of the generator.
@@ -14,7 +14,7 @@ _PROBABILITIES = ("dropout_p",)
 _MASK = "lowtide::bernoulli_like"
 
 
-@torch.library.custom_op(_MASK, mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+@library.custom_op(_MASK, mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
 def bernoulli_like(like: torch.Tensor, p: float) -> torch.Tensor:
     """Zeros and ones in the layout of a tensor, each one with probability p: ``empty_like(like).bernoulli_(p)``.
 

@@ -176,7 +176,7 @@ def groups_of(parameters: list[nn.Parameter], decay: float) -> list[dict[str, An
 
 def streams(name: str, kind: str, optimizer: torch.optim.Optimizer, size: int) -> tuple[float, str]:
     """Tensors read and written in a step, over the size of the model; and how that is known."""
-    if name.endswith("(ours)") and kernel().library is not None:
+    if name.endswith("(ours)") and kernel().functions is not None:
         return OWN_STREAMS[kind], "from the kernel's definition"
     if "fused" in name:
         return FLOORS[kind], "from the kernel's definition"

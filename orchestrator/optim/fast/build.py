@@ -33,11 +33,11 @@ class Kernel:
     """The compiled functions, or why there are none.
 
     Attributes:
-        library: with `lowtide_adam` and `lowtide_lars`; None where it could not be built.
-        reason: why not, in a sentence; empty where it was.
+        functions: `lowtide_adam` and `lowtide_lars`; None where they could not be built.
+        reason: why not, in a sentence; empty where they were.
     """
 
-    library: ctypes.CDLL | None
+    functions: ctypes.CDLL | None
     reason: str
 
 
@@ -49,7 +49,7 @@ def kernel() -> Kernel:
     compiler, ninja and setuptools. Where it fails, the reference steps in and the reason is logged once.
     """
     try:
-        return Kernel(library=_load(), reason="")
+        return Kernel(functions=_load(), reason="")
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         lines = [line for line in str(error).splitlines() if line.strip()] or ["no message"]
         reason = f"{type(error).__name__}: {lines[-1].strip()[:200]}"
@@ -58,7 +58,7 @@ def kernel() -> Kernel:
             "compiler and ninja, or choose implementation='reference'",
             reason,
         )
-        return Kernel(library=None, reason=reason)
+        return Kernel(functions=None, reason=reason)
 
 
 @contextlib.contextmanager

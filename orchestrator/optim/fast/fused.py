@@ -60,14 +60,14 @@ def _table(items: Sequence[Item]) -> np.ndarray:
 
 
 def _run(kernel: Kernel, items: Sequence[Item], table: np.ndarray, *, passes: int) -> None:
-    assert kernel.library is not None
+    assert kernel.functions is not None
     rules: dict[int, tuple[int, Rule]] = {}
     for item in items:
         rules.setdefault(id(item.rule), (len(rules), item.rule))
     table["rule"] = [rules[id(item.rule)][0] for item in items]
     coefficients = np.array([numbers(rule) for _, rule in rules.values()], np.float64)
     is_adam = isinstance(items[0].rule, AdamRule)
-    function = kernel.library.lowtide_adam if is_adam else kernel.library.lowtide_lars
+    function = kernel.functions.lowtide_adam if is_adam else kernel.functions.lowtide_lars
     function(
         ctypes.c_void_p(table.ctypes.data),
         len(items),
